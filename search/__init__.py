@@ -1,0 +1,1 @@
+"""Reasoning search: the tree, the algorithms, the budget, the events. Pure Python; no torch, no I/O."""

@@ -1,0 +1,131 @@
+"""What the search asks of the world, and what the world may ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from .tree import Node, SearchTree
+
+
+@dataclass(frozen=True, slots=True)
+class Expand:
+    """One step to generate: child number `ordinal` of node `parent`. The pair keys the sampling noise."""
+
+    parent: str
+    ordinal: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A finished step. Its KV is held by the generator until `keep` or `drop`."""
+
+    parent: str
+    ordinal: int
+    text: str
+    tokens: int
+    logprob: float
+    finish: str
+    """'step' (delimiter), 'end' (end token), 'length' (step, path or context limit)."""
+    reward: float | None = None
+    """The generator's own reading of the process-reward token, where the model has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class KVStats:
+    """Counters of the KV pool, in blocks, tokens and bytes."""
+
+    blocks_used: int
+    blocks_total: int
+    physical_tokens: int
+    logical_tokens: int
+    peak_blocks: int
+    peak_bytes: int
+    unshared_peak_bytes: int
+    forks: int
+    frees: int
+
+
+class Generator(Protocol):
+    """Grows branches of one model. The engine is one; a fake of a few lines is another."""
+
+    capacity: int
+    """Steps that may be outstanding at once."""
+    prompt_tokens: int
+    policy_tokens: int
+    """Sampled so far."""
+    scorer_tokens: int
+    """Spent on reading rewards so far."""
+
+    def submit(self, expand: Expand) -> None:
+        """Queue one step. The parent must be the root or a kept node that was not released."""
+
+    def poll(self) -> list[Step]:
+        """Advance every outstanding step, by one token or more; return those that finished. Empty when idle or when
+        none has finished yet; `outstanding` tells which."""
+
+    @property
+    def outstanding(self) -> int: ...
+
+    def keep(self, step: Step) -> None:
+        """Adopt the step's KV as that of node `parent.ordinal`."""
+
+    def drop(self, step: Step) -> None:
+        """Free the step's KV (a duplicate, or past the budget)."""
+
+    def release(self, node_id: str) -> None:
+        """Free a kept node's KV. Blocks that its descendants share live on."""
+
+    def cancel(self) -> None:
+        """Abandon everything outstanding and free it."""
+
+    def kv(self) -> KVStats: ...
+
+
+class Scorer(Protocol):
+    """Judges finished steps."""
+
+    name: str
+
+    def score(self, nodes: Sequence[Node], steps: Sequence[Step], tree: SearchTree) -> list[float]:
+        """A value in [0, 1] for the path that ends in each node; `steps[i]` made `nodes[i]`."""
+
+
+class Task(Protocol):
+    """What a prompt is about: where its answer stands, and which paths are the same."""
+
+    def answer(self, text: str) -> str | None:
+        """The final answer of a finished path's text (all steps joined), or None."""
+
+    def key(self, text: str) -> str:
+        """Equality key of one step's text: siblings with equal keys are one child."""
+
+
+class Verifier(Protocol):
+    """Says whether an answer is right, by a rule outside the model."""
+
+    name: str
+
+    def verify(self, answer: str) -> bool: ...
+
+
+class Algorithm(Protocol):
+    """Ask/tell. Deterministic given what it is told; holds no model, no clock, no random state of its own."""
+
+    name: str
+
+    def ask(self, tree: SearchTree, room: int) -> list[Expand]:
+        """Up to `room` steps wanted now. Empty while it waits for outstanding ones, or when `done`."""
+
+    def tell(self, tree: SearchTree, node: Node) -> list[Node]:
+        """A step of the algorithm's came back as `node` (for a duplicate, the existing node).
+
+        Returns the nodes that leave the search, for the run to release.
+        """
+
+    def done(self, tree: SearchTree) -> bool: ...
+
+    def best(self, tree: SearchTree) -> Node | None:
+        """The node whose path is the answer so far."""
