@@ -1,0 +1,13 @@
+"""Shared test settings."""
+
+from __future__ import annotations
+
+import os
+
+# Typer and Rich style their output by the caller's environment; tests read plain text.
+os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
+os.environ.setdefault("COLUMNS", "100")
+for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR"):
+    os.environ.pop(name, None)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
