@@ -1,0 +1,108 @@
+"""The configuration of one search, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from frtool.errors import UsageError
+
+EMBEDDED = "embedded"
+SCORERS = ("auto", "reward", "logprob", "arithmetic")
+VERIFIERS = ("auto", "none", "arithmetic")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+# What a step, a path and a search may cost when the user does not say. The embedded model's steps are one line of
+# arithmetic; a chat model's are paragraphs.
+_DEFAULTS: dict[bool, dict[str, Any]] = {
+    True: {"delimiter": "\n", "max_step_tokens": 48, "max_depth": 8, "nodes": 192, "temperature": 1.0},
+    False: {"delimiter": "\n\n", "max_step_tokens": 256, "max_depth": 32, "tokens": 4096, "temperature": 0.8},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SearchConfig:
+    """Everything that decides a search. None means: the default for this kind of model, set by `resolved`."""
+
+    prompt: str
+    model: str = EMBEDDED
+    algorithm: str = "mcts"
+    algorithm_options: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    tokens: int | None = None
+    """Budget: tokens sampled by the policy and spent by the scorer."""
+    nodes: int | None = None
+    """Budget: steps generated, duplicates counted."""
+    seconds: float | None = None
+    temperature: float | None = None
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps the whole vocabulary."""
+    min_p: float = 0.0
+    scorer: str = "auto"
+    verify: str = "auto"
+    steer: bool = False
+    """Let the verifier stop and guide the search; otherwise it only grades the answer."""
+    batch: int = 16
+    """Rows of the decode batch."""
+    max_step_tokens: int | None = None
+    max_depth: int | None = None
+    delimiter: str | None = None
+    system: str | None = None
+    device: str | None = None
+    dtype: str = "auto"
+    kv_memory: int | None = None
+    """Bytes for the KV pool; None takes a share of the memory that is free."""
+    block_size: int = 16
+    offline: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.model == EMBEDDED
+
+    def resolved(self) -> SearchConfig:
+        """This configuration with every default filled in. Raises UsageError where it cannot work."""
+        self._check()
+        defaults = _DEFAULTS[self.is_embedded]
+        changes = {k: v for k, v in defaults.items() if k not in ("tokens", "nodes") and getattr(self, k) is None}
+        if self.tokens is self.nodes is self.seconds is None:
+            changes |= {k: v for k, v in defaults.items() if k in ("tokens", "nodes")}
+        return replace(self, **changes)
+
+    def record(self) -> dict[str, Any]:
+        """The configuration as JSON values, for the trace."""
+        return asdict(self)
+
+    def _check(self) -> None:
+        if not self.prompt.strip():
+            raise UsageError("the prompt is empty", hint='pass a question: frtool search "Make 24 from 4, 5, 6, 10"')
+        for name in ("tokens", "nodes", "max_step_tokens", "max_depth", "batch", "block_size", "kv_memory"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{_flag(name)} is {value}, but must be at least 1")
+        if self.seconds is not None and not self.seconds > 0:
+            raise UsageError(f"--seconds is {self.seconds:g}, but must be more than 0")
+        if self.temperature is not None and not 0 <= self.temperature <= 100:
+            raise UsageError(f"--temperature is {self.temperature:g}, but must lie in 0 to 100")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"--top-p is {self.top_p:g}, but must be more than 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise UsageError(f"--min-p is {self.min_p:g}, but must lie in 0 to 1")
+        if self.top_k < 0:
+            raise UsageError(f"--top-k is {self.top_k}, but must be 0 (all tokens) or more")
+        if not -(2**63) <= self.seed < 2**63:
+            raise UsageError(f"--seed is {self.seed}, but must fit into 64 bits")
+        if self.delimiter == "":
+            raise UsageError("--delimiter is empty", hint=r"the default is a blank line; for lines pass '\n'")
+        for name, allowed in (("scorer", SCORERS), ("verify", VERIFIERS), ("dtype", DTYPES)):
+            if getattr(self, name) not in allowed:
+                raise UsageError(
+                    f"{_flag(name)} `{getattr(self, name)}` is unknown", hint=f"choose from {', '.join(allowed)}"
+                )
+        if self.steer and self.verify == "none":
+            raise UsageError("--steer needs a verifier, but --verify is none")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
