@@ -48,7 +48,7 @@ class NodeAdded:
     logprob: float
     """Sum over the step's tokens, natural log, of the model's own distribution (temperature 1, no truncation)."""
     prior: float
-    """Share of the parent's probability mass: exp(logprob / tokens), normalised over siblings by the algorithm."""
+    """exp(logprob / tokens), normalised over the siblings so far; not normalised where siblings are independent."""
     reward: float | None = None
     """The scorer's value of the path that ends here, in [0, 1]; None where no scorer ran."""
     terminal: str | None = None
@@ -117,7 +117,7 @@ class Ended:
 
     kind: ClassVar[str] = "end"
     reason: str
-    """'solved', 'tokens', 'nodes', 'seconds', 'exhausted', 'finished', 'interrupted', 'failed: …'"""
+    """'solved', 'tokens', 'nodes', 'steps', 'seconds', 'exhausted', 'finished', 'interrupted', 'memory', 'failed: …'"""
     best: str | None
     """Id of the selected node."""
     answer: str | None
@@ -137,9 +137,7 @@ class Ended:
 
 
 Event = RunStarted | NodeAdded | Selected | Backup | Pruned | Tick | Ended
-_KINDS: dict[str, type[Any]] = {
-    c.kind: c for c in (RunStarted, NodeAdded, Selected, Backup, Pruned, Tick, Ended)
-}
+_KINDS: dict[str, type[Any]] = {c.kind: c for c in (RunStarted, NodeAdded, Selected, Backup, Pruned, Tick, Ended)}
 
 
 def to_record(event: Event) -> dict[str, Any]:

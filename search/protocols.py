@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from .tree import Node, SearchTree
@@ -31,6 +31,10 @@ class Step:
     """'step' (delimiter), 'end' (end token), 'length' (step, path or context limit)."""
     reward: float | None = None
     """The generator's own reading of the process-reward token, where the model has one."""
+
+
+class OutOfMemory(RuntimeError):
+    """The generator cannot hold another step, whatever it evicts. The search ends with the best answer so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,10 @@ class Scorer(Protocol):
     name: str
 
     def score(self, nodes: Sequence[Node], steps: Sequence[Step], tree: SearchTree) -> list[float]:
-        """A value in [0, 1] for the path that ends in each node; `steps[i]` made `nodes[i]`."""
+        """A value in [0, 1] for the path that ends in each node; `steps[i]` made `nodes[i]`.
+
+        The nodes are kept, so the generator holds the KV of their paths; they are not yet attached to the tree.
+        """
 
 
 class Task(Protocol):
@@ -101,6 +108,18 @@ class Task(Protocol):
 
     def key(self, text: str) -> str:
         """Equality key of one step's text: siblings with equal keys are one child."""
+
+
+@runtime_checkable
+class StateTask(Task, Protocol):
+    """A task that knows when two different paths have come to the same place."""
+
+    def state(self, text: str) -> str | None:
+        """Name of the state that an unfinished path (all steps joined) has reached, or None.
+
+        Paths with equal states are searched once, from the path that came first. So it must be None where the rest of
+        the path does not depend on the state alone, such as after a line that broke the rules.
+        """
 
 
 class Verifier(Protocol):
@@ -114,15 +133,34 @@ class Verifier(Protocol):
 class Algorithm(Protocol):
     """Ask/tell. Deterministic given what it is told; holds no model, no clock, no random state of its own."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def greedy(self) -> bool:
+        """Whether steps are to be taken at temperature 0."""
+
+    @property
+    def merges(self) -> bool:
+        """Whether a step with the key of a sibling, or with the state of any node, is a duplicate of that node."""
+
+    @property
+    def ordered(self) -> bool:
+        """Whether results are told in the order in which they were asked for, whatever the order they finish in.
+
+        Then the tree depends neither on the generator's capacity nor on its pace; a step may have to wait for an
+        earlier one. An algorithm whose chains do not look at each other needs no order.
+        """
 
     def ask(self, tree: SearchTree, room: int) -> list[Expand]:
-        """Up to `room` steps wanted now. Empty while it waits for outstanding ones, or when `done`."""
+        """Up to `room` steps wanted now, each from `tree.want`. Empty while it waits for outstanding ones, when `done`,
+        and when there is nothing left to search."""
 
-    def tell(self, tree: SearchTree, node: Node) -> list[Node]:
-        """A step of the algorithm's came back as `node` (for a duplicate, the existing node).
+    def tell(self, tree: SearchTree, expand: Expand, node: Node) -> list[Node]:
+        """The step asked for by `expand` came back as `node`; for a duplicate that is the node it equals.
 
-        Returns the nodes that leave the search, for the run to release.
+        Returns the nodes that will not be expanded any more, each from `tree.leave`, for the run to release. None of
+        them may have children under way.
         """
 
     def done(self, tree: SearchTree) -> bool: ...

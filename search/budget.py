@@ -1,0 +1,50 @@
+"""What a search may spend."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from .options import OptionError
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Upper limits; None is no limit. Raises OptionError for a limit that allows nothing."""
+
+    tokens: int | None = None
+    """Sampled by the policy and read by the scorer, together. A poll may pass it by one token a live row."""
+    nodes: int | None = None
+    """Distinct nodes of the tree, the root not counted. Never passed."""
+    seconds: float | None = None
+    steps: int | None = None
+    """Sampled steps, duplicates included. Never passed."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            limit = getattr(self, item.name)
+            if limit is not None and not (limit > 0 and math.isfinite(limit)):
+                raise OptionError(
+                    f"a budget of {limit} {item.name} allows nothing; it must be above 0", option=item.name
+                )
+
+    def spent(self, *, tokens: int, nodes: int, seconds: float, steps: int = 0) -> str | None:
+        """The name of the first limit that is reached, or None."""
+        if self.tokens is not None and tokens >= self.tokens:
+            return "tokens"
+        if self.nodes is not None and nodes >= self.nodes:
+            return "nodes"
+        if self.steps is not None and steps >= self.steps:
+            return "steps"
+        if self.seconds is not None and seconds >= self.seconds:
+            return "seconds"
+        return None
+
+    def room(self, *, nodes: int, steps: int, outstanding: int, capacity: int) -> int:
+        """Steps that may be asked for now, so that neither the capacity nor a count can be passed."""
+        room = capacity - outstanding
+        if self.nodes is not None:
+            room = min(room, self.nodes - nodes - outstanding)
+        if self.steps is not None:
+            room = min(room, self.steps - steps - outstanding)
+        return max(room, 0)
