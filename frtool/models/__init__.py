@@ -1,0 +1,1 @@
+"""Models: what a name means, whether it can be searched, and loading it with the tree attention in place."""

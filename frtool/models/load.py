@@ -1,0 +1,301 @@
+"""Loading a causal language model with the tree attention in place, and everything about it that a search needs."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from frtool.errors import FrtoolError, ModelError
+
+from . import hub
+from .checkpoint import read_config, require_tokenizer, summarize_weights
+from .devices import choose_device, choose_dtype, set_threads
+from .gguf_header import GgufHeader, read_gguf_header
+from .hook import ATTENTION_NAME
+from .memory import require_memory
+from .resolve import ModelSource, Progress, resolve_model
+from .support import check_class, check_config, position_limit
+from .text import one_line
+
+# End of a turn in chat formats whose end token the generation config may not list.
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>")
+REWARD_TOKENS = ("<prm>", "<+>", "<->")
+
+
+@dataclass(frozen=True, slots=True)
+class RewardTokens:
+    """Token ids of a process reward read from the model itself: appended `query`, then good against bad logit."""
+
+    query: int
+    good: int
+    bad: int
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A model ready for the engine, in evaluation mode on one device.
+
+    `max_positions`: longest branch in tokens; `position_note` says why when it is below what the model advertises.
+    `vocab_size`: columns of the logits. `source`: path of the directory or file. `parameters`: number of weights.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    source: str
+    dtype: torch.dtype
+    device: torch.device
+    parameters: int
+    vocab_size: int
+    max_positions: int
+    position_note: str | None
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    eos_ids: frozenset[int]
+    reward_tokens: RewardTokens | None
+    chat_template: bool
+    is_embedded: bool
+
+
+def load_model(
+    spec: str,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    offline: bool = False,
+    trust_remote_code: bool = False,
+    on_progress: Progress | None = None,
+) -> LoadedModel:
+    """Load "embedded", a safetensors directory, a GGUF file or a hub id (`owner/name`, `owner/name/file.gguf`).
+
+    `on_progress` gets one short line for each stage. Raises ModelError, with a hint, for everything that is missing,
+    corrupt, unsupported or too large, before the weights are read wherever that can be known; UsageError for a device
+    or number format that does not exist.
+    """
+    progress: Progress = on_progress or (lambda _: None)
+    target = choose_device(device)
+    source = resolve_model(spec)
+    set_threads()
+    with _quiet():
+        if source.kind == "hub" and source.file is not None:
+            path = hub.fetch_gguf(source, offline=offline, on_progress=progress)
+            source = ModelSource("gguf", source.name, path)
+        if source.kind == "gguf":
+            return _load_gguf(source, target, dtype, progress)
+        return _load_directory(source, target, dtype, offline, trust_remote_code, progress)
+
+
+def _load_directory(
+    source: ModelSource,
+    device: torch.device,
+    dtype: str | torch.dtype | None,
+    offline: bool,
+    trust_remote_code: bool,
+    progress: Progress,
+) -> LoadedModel:
+    directory = source.path
+    if source.kind == "hub":
+        directory = hub.fetch_small_files(source, offline=offline, on_progress=progress)
+    raw = read_config(directory)
+    config = _config(source.name, raw, directory, trust_remote_code)
+    check_config(config, source.name)
+    model_class = _model_class(config, source.name, trust_remote_code)
+    require_tokenizer(directory)
+    tokenizer = _tokenizer(source, directory, trust_remote_code)
+    if source.kind == "hub":
+        directory = hub.fetch_weights(source, directory, offline=offline, on_progress=progress)
+    weights = summarize_weights(directory)
+    chosen = choose_dtype("fp32" if source.kind == "embedded" and dtype is None else dtype, device, weights.parameters)
+    quantized = getattr(config, "quantization_config", None) is not None
+    needed = weights.stored_bytes if quantized else weights.parameters * chosen.itemsize
+    require_memory(source.name, needed, device)
+    progress(f"loading {source.name} ({weights.stored_bytes / 1e6:,.0f} MB)")
+    options = {"trust_remote_code": True} if trust_remote_code else {}
+    model = _weights(model_class, source.name, directory, device, config=config, dtype=chosen, **options)
+    return _describe(source, str(directory), model, tokenizer, chosen, device)
+
+
+def _load_gguf(
+    source: ModelSource, device: torch.device, dtype: str | torch.dtype | None, progress: Progress
+) -> LoadedModel:
+    from transformers import AutoConfig
+
+    header = read_gguf_header(source.path)
+    directory, file = source.path.parent, source.path.name
+    chosen = choose_dtype(dtype, device, header.parameters)
+    # transformers unpacks every block, so the file's size says nothing about the memory.
+    require_memory(source.name, header.parameters * chosen.itemsize, device)
+    progress(f"reading {source.name}")
+    try:
+        config = AutoConfig.from_pretrained(directory, gguf_file=file, local_files_only=True)
+    except Exception as error:
+        raise _gguf_failure(source, header, error) from None
+    check_config(config, source.name)
+    model_class = _model_class(config, source.name, trust_remote_code=False)
+    tokenizer = _tokenizer(source, directory, False, gguf_file=file)
+    progress(f"unpacking {source.name} ({header.parameters / 1e6:,.0f} M parameters)")
+    model = _weights(model_class, source.name, directory, device, config=config, dtype=chosen, gguf_file=file)
+    return _describe(source, str(source.path), model, tokenizer, chosen, device)
+
+
+def _config(name: str, raw: dict[str, Any], directory: Path, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = raw["model_type"]
+    if kind not in CONFIG_MAPPING and not trust_remote_code:
+        brings_code = bool(raw.get("auto_map"))
+        raise ModelError(
+            f"{name} has the architecture {one_line(kind, 40)!r}, which transformers does not know",
+            hint="its repository brings its own code: --trust-remote-code runs it, if you trust it"
+            if brings_code
+            else "a newer transformers may know it",
+        )
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:
+        raise ModelError(f"the config.json of {name} does not work: {one_line(error)}") from None
+
+
+def _model_class(config: Any, name: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    try:
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    except KeyError:
+        if trust_remote_code and getattr(config, "auto_map", None):
+            return AutoModelForCausalLM
+        kind = one_line(config.model_type, 40)
+        raise ModelError(f"{name} cannot be searched: {kind} is no causal language model") from None
+    if isinstance(model_class, tuple):
+        model_class = model_class[0]
+    check_class(model_class, config, name)
+    return model_class
+
+
+def _tokenizer(source: ModelSource, directory: Path, trust_remote_code: bool, **options: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=trust_remote_code, local_files_only=True, **options
+        )
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer of {source.name} cannot be read: {one_line(error)}", hint="download the model again"
+        ) from None
+
+
+def _weights(model_class: Any, name: str, directory: Path, device: torch.device, **options: Any) -> Any:
+    """The model with all its weights on `device`; nothing left at random values."""
+    if device.type != "cpu":
+        options["device_map"] = {"": device}
+    try:
+        model, info = model_class.from_pretrained(
+            directory,
+            attn_implementation=ATTENTION_NAME,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+    except FrtoolError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError):
+        raise ModelError(f"{name} does not fit into the memory of {device}", hint="use a smaller model") from None
+    except Exception as error:
+        raise ModelError(f"the weights of {name} cannot be loaded: {one_line(error)}") from None
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{name} lacks {len(missing)} weights, such as {one_line(missing[0], 80)}",
+            hint="the files do not belong together, or the download is incomplete",
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _describe(
+    source: ModelSource, path: str, model: Any, tokenizer: Any, dtype: torch.dtype, device: torch.device
+) -> LoadedModel:
+    text = model.config.get_text_config(decoder=True)
+    heads = int(text.num_attention_heads)
+    limit, note = position_limit(model.config)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        name=source.name,
+        source=path,
+        dtype=dtype,
+        device=device,
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        vocab_size=int(text.vocab_size),
+        max_positions=limit,
+        position_note=note,
+        num_layers=int(text.num_hidden_layers),
+        num_heads=heads,
+        num_kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
+        eos_ids=_end_tokens(model, tokenizer),
+        reward_tokens=_reward_tokens(tokenizer),
+        chat_template=bool(getattr(tokenizer, "chat_template", None)),
+        is_embedded=source.kind == "embedded",
+    )
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a text: what the configurations and the tokenizer name, and the ends of chat turns."""
+    ends: set[int] = set()
+    text = model.config.get_text_config(decoder=True)
+    for holder in (getattr(model, "generation_config", None), text, tokenizer):
+        tokens = getattr(holder, "eos_token_id", None)
+        ends.update([tokens] if isinstance(tokens, int) else tokens or [])
+    special = _special_tokens(tokenizer)
+    ends.update(special[name] for name in TURN_ENDS if name in special)
+    return frozenset(int(token) for token in ends)
+
+
+def _reward_tokens(tokenizer: Any) -> RewardTokens | None:
+    special = _special_tokens(tokenizer)
+    if any(name not in special for name in REWARD_TOKENS):
+        return None
+    return RewardTokens(*(special[name] for name in REWARD_TOKENS))
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, int]:
+    return {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def _gguf_failure(source: ModelSource, header: GgufHeader, error: Exception) -> ModelError:
+    if "not supported" in str(error) or "architecture" in str(error):
+        return ModelError(
+            f"{source.name} has the GGUF architecture {header.architecture!r}, which transformers cannot unpack",
+            hint="use the model's safetensors directory",
+        )
+    return ModelError(f"the header of {source.path} does not work: {one_line(error)}", hint="download it again")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' bars, log lines and warnings off the terminal while a model loads."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
