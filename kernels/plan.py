@@ -73,8 +73,12 @@ def plan_tree(
         raise ValueError(f"branch {ids[i]} of {lengths[i]} tokens cannot have {queries[i]} query tokens")
     q_start = np.zeros(len(ids) + 1, np.int32)
     np.cumsum(queries, out=q_start[1:])
-    order = _depth_first(tables, allocator.num_blocks)
-    start, stop, lo, hi, parent = _nodes(tables[order], allocator.num_blocks)
+    # Blocks that all branches hold form one node: of these columns one is enough to plan the rest.
+    skip = max(int(np.count_nonzero((tables == tables[0]).all(axis=0))) - 1, 0)
+    order = _depth_first(tables[:, skip:], allocator.num_blocks)
+    start, stop, lo, hi, parent = _nodes(tables[order, skip:], allocator.num_blocks)
+    start[start > 0] += skip
+    stop += skip
     return TreePlan(ids, allocator.block_size, queries, q_start, lengths, tables, order, start, stop, lo, hi, parent)
 
 
@@ -86,7 +90,7 @@ def _depth_first(tables: np.ndarray, num_blocks: int) -> np.ndarray:
     # With repeated indices the last assignment stands: the lowest row that holds the block.
     first[tables[::-1]] = np.arange(rows - 1, -1, -1, dtype=np.int32)[:, None]
     first[-1] = rows
-    leaders = first[tables]
+    leaders = first.take(tables, mode="wrap")
     # A row follows the row that first held its deepest block of another's, and leaves it at that depth.
     depth = np.count_nonzero(leaders < np.arange(rows)[:, None], axis=1)
     leader = leaders[np.arange(rows), np.maximum(depth - 1, 0)]
@@ -106,8 +110,8 @@ def _depth_first(tables: np.ndarray, num_blocks: int) -> np.ndarray:
 def _nodes(tables: np.ndarray, num_blocks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """node_start, node_stop, node_lo, node_hi, node_parent of tables in depth-first order."""
     held = tables >= 0
-    holders = np.bincount(tables[held], minlength=1)
-    counts = np.where(held, holders[tables], 0)
+    holders = np.bincount(tables[held])
+    counts = np.where(held, holders.take(tables, mode="clip"), 0)
     new = held.copy()  # cells whose block the row above does not hold
     new[1:] &= tables[1:] != tables[:-1]
     begins = new.copy()
