@@ -1,0 +1,1 @@
+"""What a prompt is about: puzzles, their step text, and where an answer stands."""

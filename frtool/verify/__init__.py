@@ -1,0 +1,1 @@
+"""Verifiers: rules outside the model that say whether an answer is right."""
