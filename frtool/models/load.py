@@ -17,6 +17,7 @@ from . import hub
 from .checkpoint import read_config, require_tokenizer, summarize_weights
 from .devices import choose_device, choose_dtype, set_threads
 from .gguf_header import GgufHeader, read_gguf_header
+from .gguf_reading import parsed_once
 from .hook import ATTENTION_NAME
 from .memory import require_memory
 from .resolve import ModelSource, Progress, resolve_model
@@ -89,7 +90,8 @@ def load_model(
             path = hub.fetch_gguf(source, offline=offline, on_progress=progress)
             source = ModelSource("gguf", source.name, path)
         if source.kind == "gguf":
-            return _load_gguf(source, target, dtype, progress)
+            with parsed_once():
+                return _load_gguf(source, target, dtype, progress)
         return _load_directory(source, target, dtype, offline, trust_remote_code, progress)
 
 
