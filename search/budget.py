@@ -40,11 +40,7 @@ class Budget:
             return "seconds"
         return None
 
-    def room(self, *, nodes: int, steps: int, outstanding: int, capacity: int) -> int:
-        """Steps that may be asked for now, so that neither the capacity nor a count can be passed."""
-        room = capacity - outstanding
-        if self.nodes is not None:
-            room = min(room, self.nodes - nodes - outstanding)
-        if self.steps is not None:
-            room = min(room, self.steps - steps - outstanding)
-        return max(room, 0)
+    def room(self, *, nodes: int, steps: int, under_way: int) -> int | None:
+        """Steps that may still be asked for while `under_way` are, so that no count can be passed; None is any."""
+        left = [limit - count for limit, count in ((self.nodes, nodes), (self.steps, steps)) if limit is not None]
+        return max(min(left) - under_way, 0) if left else None

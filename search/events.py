@@ -24,6 +24,11 @@ def parent_id(node_id: str) -> str | None:
     return head or None
 
 
+def id_order(node_id: str) -> tuple[int, ...]:
+    """Sort key that puts ids in depth-first order: "0.2" before "0.10"."""
+    return tuple(map(int, node_id.split(".")))
+
+
 @dataclass(frozen=True, slots=True)
 class RunStarted:
     """First event. `config` is the resolved configuration: enough to run the same search again."""

@@ -55,15 +55,15 @@ class Node:
         self, id: str, parent: Node | None, ordinal: int, text: str, tokens: int, logprob: float, finish: str
     ) -> None:
         self.id = id
-        self.parent = parent
+        self.parent: Node | None = parent
         self.ordinal = ordinal
-        self.depth = 0 if parent is None else parent.depth + 1
+        self.depth: int = 0 if parent is None else parent.depth + 1
         self.text = text
         self.tokens = tokens
         self.logprob = logprob
         self.finish = finish
-        self.path_tokens = tokens if parent is None else parent.path_tokens + tokens
-        self.path_logprob = logprob if parent is None else parent.path_logprob + logprob
+        self.path_tokens: int = tokens if parent is None else parent.path_tokens + tokens
+        self.path_logprob: float = logprob if parent is None else parent.path_logprob + logprob
         self.weight = math.exp(logprob / tokens) if tokens else 1.0
         """exp of the mean log-probability a token: the step's share of the prior before normalisation."""
 

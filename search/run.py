@@ -1,0 +1,357 @@
+"""The run of one search: asks the algorithm, drives the generator, judges finished steps, tells, and yields events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Generator as Coroutine
+from typing import Any
+
+from .budget import Budget
+from .events import Ended, Event, NodeAdded, Pruned, RunStarted, Selected, Tick, child_id, id_order
+from .protocols import Algorithm, Expand, Generator, OutOfMemory, Scorer, StateTask, Step, Task, Verifier
+from .select import votes
+from .tree import Node, SearchTree
+
+
+def run_search(
+    *,
+    algorithm: Algorithm,
+    generator: Generator,
+    scorer: Scorer | None,
+    task: Task,
+    budget: Budget,
+    verifier: Verifier | None = None,
+    steer: bool = False,
+    max_depth: int = 64,
+    interrupted: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.monotonic,
+    config: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+    prompt: str = "",
+    tick_seconds: float = 0.1,
+) -> Iterator[Event]:
+    """Search until the algorithm is done, the tree is exhausted, a budget is spent or `interrupted()`.
+
+    Yields RunStarted first and Ended last, also when something fails: then the reason is 'failed: …' and the error is
+    raised after it. An OutOfMemory of the generator is not raised: reason 'memory', with the best answer so far.
+    Without a scorer a step's reward is the generator's own reading. The verifier grades finished paths; with `steer`
+    its verdict is their reward and the first right answer ends the search ('solved'). Nodes at `max_depth` end their
+    path. Every node's KV but the root's is released by the end, also when the iterator is closed early.
+    """
+    if generator.capacity < 1:
+        raise ValueError(f"the generator's capacity is {generator.capacity}; a search needs at least 1")
+    if steer and verifier is None:
+        raise ValueError("steer needs a verifier")
+    run = _Run(algorithm, generator, scorer, task, budget, verifier, steer, max_depth, interrupted, clock, tick_seconds)
+    return run.events(RunStarted(prompt, config or {}, model or {}, generator.prompt_tokens))
+
+
+class _Run:
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        generator: Generator,
+        scorer: Scorer | None,
+        task: Task,
+        budget: Budget,
+        verifier: Verifier | None,
+        steer: bool,
+        max_depth: int,
+        interrupted: Callable[[], bool],
+        clock: Callable[[], float],
+        tick_seconds: float,
+    ) -> None:
+        self.algorithm = algorithm
+        self.generator = generator
+        self.scorer = scorer
+        self.task = task
+        self.state_task = task if algorithm.merges and isinstance(task, StateTask) else None
+        self.budget = budget
+        self.verifier = verifier
+        self.steer = steer
+        self.max_depth = max_depth
+        self.interrupted = interrupted
+        self.clock = clock
+        self.tick_seconds = tick_seconds
+
+        self.tree = SearchTree()
+        self.steps = 0
+        self.solved = False
+        self.asked: dict[Expand, int] = {}
+        """Steps under way, told not yet, with their place in the order of asking."""
+        self.places = 0
+        self.turn = 0
+        """Place of the next result to tell, where the algorithm wants them in order."""
+        self.finished: dict[int, Step] = {}
+        """Steps that the generator holds and nobody has kept or dropped, by place."""
+        self.held: set[str] = set()
+        """Nodes whose KV the generator holds for us."""
+        self.verdicts: dict[str, bool] = {}
+
+        self.started = clock()
+        self.ticked: float | None = None
+        self.ticked_tokens = generator.policy_tokens
+
+    def events(self, first: RunStarted) -> Iterator[Event]:
+        error: BaseException | None = None
+        try:
+            yield first
+            reason = yield from self._search()
+            self._free()
+        except OutOfMemory:
+            reason = "memory"
+            error = self._free_after_failure()
+        except KeyboardInterrupt as interrupt:
+            reason, error = "interrupted", interrupt
+            self._free_after_failure()
+        except GeneratorExit:
+            self._free()
+            raise
+        except Exception as failure:
+            reason, error = f"failed: {_one_line(failure)}", failure
+            self._free_after_failure()
+        try:
+            best = self.algorithm.best(self.tree)
+        except Exception as failure:
+            best = None
+            if error is None:
+                reason, error = f"failed: {_one_line(failure)}", failure
+        yield self._ended(reason, best)
+        if error is not None:
+            raise error
+
+    def _search(self) -> Coroutine[Event, None, str]:
+        generator, algorithm, tree = self.generator, self.algorithm, self.tree
+        while True:
+            reason = self._stop()
+            if reason is not None:
+                return reason
+            room = generator.capacity - generator.outstanding
+            left = self.budget.room(nodes=len(tree), steps=self.steps, under_way=len(self.asked))
+            if left is not None and left < room:
+                room = left
+            wanted = algorithm.ask(tree, room) if room > 0 else []
+            if wanted:
+                if len(wanted) > room:
+                    raise ValueError(f"{algorithm.name} asked for {len(wanted)} steps where {room} were allowed")
+                for expand in wanted:
+                    generator.submit(expand)
+                    self.asked[expand] = self.places
+                    self.places += 1
+                yield Selected([child_id(expand.parent, expand.ordinal) for expand in wanted])
+            elif not self.asked:
+                return "exhausted"
+            steps = generator.poll()
+            if steps:
+                yield from self._settle(self._ready(steps))
+            elif not generator.outstanding:
+                raise RuntimeError(f"the generator lost {len(self.asked) - len(self.finished)} steps")
+            now = self.clock()
+            if self.ticked is None or now - self.ticked >= self.tick_seconds:
+                yield self._tick(now)
+
+    def _stop(self) -> str | None:
+        if self.solved:
+            return "solved"
+        if self.algorithm.done(self.tree):
+            return "finished"
+        if self.interrupted():
+            return "interrupted"
+        generator = self.generator
+        return self.budget.spent(
+            tokens=generator.policy_tokens + generator.scorer_tokens,
+            nodes=len(self.tree),
+            steps=self.steps,
+            seconds=self.clock() - self.started,
+        )
+
+    def _ready(self, steps: list[Step]) -> list[tuple[int, Step]]:
+        """Finished steps that may be told now, in an order that does not depend on when they finished."""
+        for step in steps:
+            self.finished[self.asked[Expand(step.parent, step.ordinal)]] = step
+        if not self.algorithm.ordered:
+            return sorted(self.finished.items(), key=lambda item: id_order(child_id(item[1].parent, item[1].ordinal)))
+        ready = []
+        while self.turn in self.finished:
+            ready.append((self.turn, self.finished[self.turn]))
+            self.turn += 1
+        return ready
+
+    def _settle(self, ready: list[tuple[int, Step]]) -> Iterator[Event]:
+        """Turn finished steps into nodes, score them in one call, and tell the algorithm of one after the other."""
+        tree = self.tree
+        results: list[tuple[Step, Node, bool]] = []
+        for place, step in ready:
+            node, new = tree.make(step, *self._keys(step))
+            if new:
+                self.generator.keep(step)
+                self.held.add(node.id)
+                self._end_path(node)
+            else:
+                self.generator.drop(step)
+            del self.finished[place]
+            results.append((step, node, new))
+        self._reward([(step, node) for step, node, new in results if new])
+        for step, node, new in results:
+            expand = Expand(step.parent, step.ordinal)
+            del self.asked[expand]
+            self.steps += 1
+            if new:
+                tree.attach(node)
+                self.solved = self.steer and node.verified is True
+                if node.terminal is not None:
+                    self._release(node)
+            else:
+                tree.repeat(expand, node)
+            yield self._node_added(step, node, new)
+            leaving = self.algorithm.tell(tree, expand, node)
+            if tree.journal:
+                yield from tree.journal
+                tree.journal.clear()
+            if leaving:
+                yield from self._let_go(leaving)
+            if self.solved or self.algorithm.done(tree):
+                return
+
+    def _keys(self, step: Step) -> tuple[Hashable | None, str | None]:
+        """Equality key among siblings and state key; an ended step differs from one that goes on with the same text."""
+        if not self.algorithm.merges:
+            return None, None
+        state = None
+        if self.state_task is not None and step.finish == "step":
+            state = self.state_task.state(self.tree[step.parent].path_text + step.text)
+        return (self.task.key(step.text), step.finish), state
+
+    def _end_path(self, node: Node) -> None:
+        """Set `terminal`, `answer` and `verified` of a node that ends its path."""
+        if node.finish != "step":
+            node.terminal = node.finish
+        elif node.depth >= self.max_depth:
+            node.terminal = "length"
+        else:
+            return
+        node.answer = self.task.answer(node.path_text)
+        if self.verifier is None:
+            return
+        if node.answer is None:
+            node.verified = False
+            return
+        if node.answer not in self.verdicts:
+            self.verdicts[node.answer] = self.verifier.verify(node.answer)
+        node.verified = self.verdicts[node.answer]
+
+    def _reward(self, fresh: Sequence[tuple[Step, Node]]) -> None:
+        judged = []
+        for step, node in fresh:
+            if self.steer and node.verified is not None:
+                node.reward = float(node.verified)
+            else:
+                judged.append((step, node))
+        if self.scorer is None:
+            rewards = [step.reward for step, _ in judged]
+        elif judged:
+            rewards = list(self.scorer.score([node for _, node in judged], [step for step, _ in judged], self.tree))
+        for (_, node), reward in zip(judged, rewards if judged else (), strict=True):
+            if reward is not None and not -1e-6 <= reward <= 1 + 1e-6:
+                name = self.scorer.name if self.scorer is not None else "the generator"
+                raise ValueError(f"{name} gave node {node.id} the reward {reward}, outside of [0, 1]")
+            node.reward = None if reward is None else min(max(reward, 0.0), 1.0)
+
+    def _node_added(self, step: Step, node: Node, new: bool) -> NodeAdded:
+        return NodeAdded(
+            id=child_id(step.parent, step.ordinal),
+            text=step.text,
+            tokens=step.tokens,
+            logprob=step.logprob,
+            prior=(node.prior if self.algorithm.merges else node.weight) if new else 0.0,
+            reward=node.reward,
+            terminal=node.terminal,
+            answer=node.answer,
+            verified=node.verified,
+            duplicate_of=None if new else node.id,
+        )
+
+    def _let_go(self, leaving: list[Node]) -> Iterator[Event]:
+        reasons: dict[str, list[str]] = {}
+        for node in leaving:
+            if node.pending:
+                raise ValueError(f"{self.algorithm.name} let node {node.id} go with {node.pending} children under way")
+            self._release(node)
+            if node.state in ("pruned", "closed"):
+                reasons.setdefault(node.why, []).append(node.id)
+        for reason, ids in reasons.items():
+            yield Pruned(ids, reason)
+
+    def _release(self, node: Node) -> None:
+        if node.id in self.held:
+            self.generator.release(node.id)
+            self.held.remove(node.id)
+
+    def _free(self) -> None:
+        """Give back everything but the root."""
+        self.generator.cancel()
+        while self.finished:
+            self.generator.drop(self.finished.popitem()[1])
+        while self.held:
+            self.generator.release(self.held.pop())
+
+    def _free_after_failure(self) -> Exception | None:
+        """`_free`, whose own failure must not hide the first one."""
+        try:
+            self._free()
+        except Exception as error:
+            return error
+        return None
+
+    def _tick(self, now: float) -> Tick:
+        generator = self.generator
+        kv = generator.kv()
+        tokens = generator.policy_tokens
+        since = now - (self.started if self.ticked is None else self.ticked)
+        rate = (tokens - self.ticked_tokens) / since if since > 0 else 0.0
+        self.ticked, self.ticked_tokens = now, tokens
+        return Tick(
+            seconds=now - self.started,
+            policy_tokens=tokens,
+            scorer_tokens=generator.scorer_tokens,
+            nodes=len(self.tree),
+            rows=generator.outstanding,
+            capacity=generator.capacity,
+            blocks_used=kv.blocks_used,
+            blocks_total=kv.blocks_total,
+            physical_tokens=kv.physical_tokens,
+            logical_tokens=kv.logical_tokens,
+            forks=kv.forks,
+            frees=kv.frees,
+            tokens_per_second=rate,
+        )
+
+    def _ended(self, reason: str, best: Node | None) -> Ended:
+        generator, tree = self.generator, self.tree
+        answer = None
+        if best is not None:
+            answer = best.answer if best.terminal is not None else self.task.answer(best.path_text)
+        kv = generator.kv()
+        return Ended(
+            reason=reason,
+            best=None if best is None else best.id,
+            answer=answer,
+            reward=None if best is None else best.reward,
+            votes=0 if best is None else votes(tree, best),
+            verified=None if best is None else best.verified,
+            seconds=self.clock() - self.started,
+            policy_tokens=generator.policy_tokens,
+            scorer_tokens=generator.scorer_tokens,
+            prompt_tokens=generator.prompt_tokens,
+            nodes=len(tree),
+            terminals=len(tree.terminals),
+            kv_peak_blocks=kv.peak_blocks,
+            kv_peak_bytes=kv.peak_bytes,
+            kv_unshared_peak_bytes=kv.unshared_peak_bytes,
+        )
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
