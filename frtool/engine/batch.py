@@ -1,0 +1,73 @@
+"""One forward pass over the new tokens of several branches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from frtool.kernels.attention import plan_attention
+from frtool.models.hook import TreeBatch, forward_tree
+
+if TYPE_CHECKING:
+    from frtool.kernels.allocator import PhysicalKVAllocator
+    from frtool.models.load import LoadedModel
+
+# Matrix products of at least this many rows, and a multiple of it, give each row the same bits whatever the others are.
+ROW_MULTIPLE = 8
+_TOKENS, _POSITIONS, _SLOTS, _LOGIT_ROWS = range(4)
+
+
+class DecodeBatch:
+    """Lays the tokens of a step out in buffers of fixed capacity and runs the model on them."""
+
+    def __init__(self, loaded: LoadedModel, allocator: PhysicalKVAllocator, capacity: int) -> None:
+        self._model = loaded.model
+        self._device = loaded.device
+        self._allocator = allocator
+        self._on_gpu = loaded.device.type == "cuda"
+        self._allocate(capacity)
+
+    def forward(
+        self, branch_ids: Sequence[int], counts: Sequence[int], tokens: Sequence[int], logit_rows: Sequence[int]
+    ) -> torch.Tensor:
+        """Run the last `counts[i]` tokens of each branch, given one after another in `tokens`.
+
+        The branches hold them already (`append_many`); afterwards the pool holds their keys and values. Returns
+        float32 logits [R, vocab] with R at least `len(logit_rows)`: row i follows token `logit_rows[i]`.
+        """
+        total, wanted = len(tokens), len(logit_rows)
+        padded, rows = _round_up(total), _round_up(wanted)
+        if padded > self._host.shape[1]:
+            self._allocate(padded)
+        host = self._host_array
+        lengths = self._allocator.lengths(branch_ids)
+        starts = np.cumsum(counts) - counts
+        host[_TOKENS, :total] = tokens
+        host[_POSITIONS, :total] = np.arange(total) + np.repeat(lengths - counts - starts, counts)
+        host[_SLOTS, :total] = self._allocator.last_slots(branch_ids, counts)
+        host[:_SLOTS, total:padded] = 0
+        host[_LOGIT_ROWS, :wanted] = logit_rows
+        host[_LOGIT_ROWS, wanted:rows] = logit_rows[0]
+        plan = plan_attention(self._allocator, branch_ids, counts)
+        if self._on_gpu:
+            self._buffer[:, :padded].copy_(self._host[:, :padded], non_blocking=True)
+        buffer = self._buffer
+        return forward_tree(
+            self._model,
+            buffer[_TOKENS, :padded],
+            buffer[_POSITIONS, :padded],
+            TreeBatch(self._allocator, plan, buffer[_SLOTS, :total]),
+            buffer[_LOGIT_ROWS, :rows],
+        )
+
+    def _allocate(self, capacity: int) -> None:
+        self._host = torch.zeros(4, _round_up(capacity), dtype=torch.long, pin_memory=self._on_gpu)
+        self._host_array = self._host.numpy()
+        self._buffer = torch.zeros_like(self._host, device=self._device) if self._on_gpu else self._host
+
+
+def _round_up(count: int) -> int:
+    return -(-max(count, 1) // ROW_MULTIPLE) * ROW_MULTIPLE

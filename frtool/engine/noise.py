@@ -1,0 +1,33 @@
+"""Sampling noise that depends on nothing but its place in the tree.
+
+A step has a 64-bit key, a hash of the seed, its parent's id and its ordinal. Token i of the step takes output i of the
+SplitMix64 generator seeded with that key (Steele, Lea, Flood 2014: "Fast splittable pseudorandom number generators").
+So neither the batch, nor the order in which steps run, nor a resumed run changes a sample.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import numpy as np
+import numpy.typing as npt
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def step_key(seed: int, parent: str, ordinal: int) -> int:
+    """The 64-bit noise key of child `ordinal` of node `parent`."""
+    return int.from_bytes(blake2b(f"{seed}/{parent}/{ordinal}".encode(), digest_size=8).digest(), "little")
+
+
+def uniforms(keys: npt.NDArray[np.uint64], indices: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
+    """float32 [n] in the open interval (0, 1), multiples of 2^-24: one for each uint64 pair (step key, token index)."""
+    z = keys + (indices + np.uint64(1)) * _GAMMA
+    z = (z ^ (z >> np.uint64(30))) * _MIX_1
+    z = (z ^ (z >> np.uint64(27))) * _MIX_2
+    z ^= z >> np.uint64(31)
+    # 23 bits and a half: float32 holds each value exactly, and none rounds to 1.
+    places: npt.NDArray[np.float32] = ((z >> np.uint64(41)) * 2 + 1).astype(np.float32)
+    return places * np.float32(2.0**-24)

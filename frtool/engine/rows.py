@@ -1,0 +1,79 @@
+"""What the engine knows of a node that it can continue, and of a step that grows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+
+from .steps import StepText
+
+
+@dataclass(slots=True, eq=False)
+class Kept:
+    """A node. All tokens of its path are in the KV of `branch_id`, unless that was evicted or released (None)."""
+
+    id: str
+    parent: Kept | None
+    tokens: list[int]
+    """Its own; the root's are the prompt."""
+    length: int
+    """Tokens of the whole path, prompt included."""
+    tail: tuple[int, ...]
+    """Last tokens that the text of the next one depends on."""
+    logits: torch.Tensor | None
+    """[vocab]: of the token that follows, from which each child draws its first. None where the path has ended."""
+    branch_id: int | None
+    released: bool = False
+
+    def anchor(self) -> tuple[Kept | None, list[int]]:
+        """The nearest node up the path whose KV is there, None when there is none, and the tokens below it."""
+        missing: list[list[int]] = []
+        node: Kept | None = self
+        while node is not None and node.branch_id is None:
+            missing.append(node.tokens)
+            node = node.parent
+        return node, list(chain.from_iterable(reversed(missing)))
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """A step under way, from its submission until it is kept or dropped."""
+
+    parent: Kept
+    ordinal: int
+    key: int
+    """Of its sampling noise."""
+    text: StepText
+    tokens: list[int] = field(default_factory=list)
+    """Of its text; the end token is not among them."""
+    sampled: int = 0
+    """Tokens drawn, the end token included."""
+    logprob: float = 0.0
+    finish: str | None = None
+    """None while it grows, then as in `Step`."""
+    reward: float | None = None
+    logits: torch.Tensor | None = None
+    """[vocab]: of the token after a whole step."""
+    branch_id: int | None = None
+    """None while it waits for room."""
+    prefix: list[int] = field(default_factory=list)
+    """Tokens of the path above that were not in KV when the row got its branch."""
+    fed: int = 0
+    """How many of `prefix` and `tokens` are in KV."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.parent.id}.{self.ordinal}"
+
+    @property
+    def length(self) -> int:
+        """Tokens of the path to the end of this step, prompt included."""
+        return self.parent.length + len(self.tokens)
+
+    def unfed(self) -> list[int]:
+        """Tokens that are to go into KV next."""
+        if not self.prefix:
+            return self.tokens[self.fed :]
+        return (self.prefix + self.tokens)[self.fed :]

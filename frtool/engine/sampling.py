@@ -1,0 +1,103 @@
+"""From logits to tokens: temperature, top-k, top-p, min-p, and one uniform number a token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from .options import EngineOptions
+
+# Candidates that top-p looks at before it sorts a whole row: sorting 50,000 entries costs a CPU milliseconds.
+_CANDIDATES = 256
+_SMALL_VOCAB = 1024
+
+
+class Sampler:
+    """Draws tokens by inverting the cumulative distribution of what temperature and truncation leave.
+
+    The order is that of transformers: temperature, top-k, top-p, min-p. `suppressed` tokens are never drawn. A row's
+    result depends on its own logits and its own uniform number only.
+    """
+
+    def __init__(self, options: EngineOptions, device: torch.device, suppressed: Iterable[int] = ()) -> None:
+        self.greedy = options.greedy or options.temperature == 0
+        self.temperature = options.temperature
+        self.top_k = options.top_k
+        self.top_p = options.top_p
+        self.min_p = options.min_p
+        ids = sorted(suppressed)
+        self._suppressed = torch.tensor(ids, dtype=torch.long, device=device) if ids else None
+
+    def sample(self, logits: torch.Tensor, uniforms: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw one token a row. Returns tokens int64 [n] and their log-probabilities float32 [n].
+
+        `logits` float32 [n, vocab], `uniforms` float32 [n] in (0, 1), None when greedy. Log-probabilities are natural
+        and of the model's own distribution: temperature 1, nothing truncated. A row that holds NaN gets NaN.
+        """
+        probabilities = torch.softmax(logits, -1)
+        peak, argmax = probabilities.max(-1, keepdim=True)
+        if self._suppressed is None:
+            allowed, best = logits, argmax
+        else:
+            allowed = logits.index_fill(1, self._suppressed, float("-inf"))
+            best = allowed.argmax(-1, keepdim=True)
+        if self.greedy:
+            tokens = best
+        else:
+            assert uniforms is not None
+            weights = probabilities
+            if self.temperature != 1 or allowed is not logits:
+                weights = torch.softmax((allowed - allowed.gather(1, best)) / self.temperature, -1)
+            tokens = self._draw(weights, uniforms.unsqueeze(1))
+        # The peak's probability is 1 / sum(exp(x - max)); unlike the token's own it cannot underflow.
+        logprobs = logits.gather(1, tokens) - logits.gather(1, argmax) + peak.log()
+        return tokens.squeeze(1), logprobs.squeeze(1)
+
+    def _draw(self, weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+        """Tokens int64 [n, 1] from `weights` [n, vocab], whose rows sum to 1."""
+        vocab = weights.shape[1]
+        if 0 < self.top_k < vocab:
+            return self._draw_sorted(*_largest(weights, self.top_k), uniforms, None)
+        if self.top_p >= 1:
+            if self.min_p > 0:
+                weights = weights.masked_fill(weights < self.min_p * weights.amax(-1, keepdim=True), 0.0)
+            return _invert(weights.cumsum(-1), uniforms)
+        if weights.device.type != "cpu" or vocab <= _SMALL_VOCAB:
+            return self._draw_sorted(*_largest(weights, vocab), uniforms, 1.0)
+        values, ids = _largest(weights, _CANDIDATES)
+        tokens = self._draw_sorted(values, ids, uniforms, 1.0)
+        short = (values.cumsum(-1)[:, -1] < self.top_p).nonzero().squeeze(1)
+        if len(short):
+            tokens[short] = self._draw_sorted(*_largest(weights[short], vocab), uniforms[short], 1.0)
+        return tokens
+
+    def _draw_sorted(
+        self, values: torch.Tensor, ids: torch.Tensor, uniforms: torch.Tensor, whole: float | None
+    ) -> torch.Tensor:
+        """Draw among falling `values` [n, k], truncated by top-p of mass `whole` (None: their sum) and by min-p."""
+        if self.top_p < 1:
+            mass = values.cumsum(-1)
+            total = mass[:, -1:] if whole is None else whole
+            # Kept while the mass before it is below p: the smallest set that reaches p.
+            values = values.masked_fill(mass - values >= self.top_p * total, 0.0)
+        if self.min_p > 0:
+            values = values.masked_fill(values < self.min_p * values[:, :1], 0.0)
+        return ids.gather(1, _invert(values.cumsum(-1), uniforms))
+
+
+def _largest(weights: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` largest weights of each row, falling, with their token ids."""
+    if count < weights.shape[1] and weights.shape[1] > _SMALL_VOCAB:
+        values, ids = torch.topk(weights, count, dim=-1)
+        return values, ids
+    values, ids = torch.sort(weights, dim=-1, descending=True, stable=True)
+    return values[:, :count], ids[:, :count]
+
+
+def _invert(mass: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Index [n, 1] where the rising `mass` [n, k] first exceeds `uniforms` [n, 1] of its total."""
+    total = mass[:, -1:].contiguous()
+    index = torch.searchsorted(mass, uniforms * total, right=True)
+    # Rounding may lift the product to the total itself; the last entry with any weight is where the total is reached.
+    return torch.minimum(index, torch.searchsorted(mass, total))

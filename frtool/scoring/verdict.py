@@ -1,0 +1,42 @@
+"""A verifier's verdict as the score of a finished path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from frtool.search.protocols import Scorer, Step, Task, Verifier
+from frtool.search.tree import Node, SearchTree
+
+
+class VerdictScorer:
+    """1 or 0 for a path that has ended, by its answer; `inner`'s score, or 1/2 without one, for a path that goes on.
+
+    A path cut by a limit has ended: without an answer it is wrong. This scorer steers by a rule outside the model.
+    """
+
+    def __init__(self, task: Task, verifier: Verifier, inner: Scorer | None = None) -> None:
+        self.name = verifier.name
+        self._task = task
+        self._verifier = verifier
+        self._inner = inner
+        self._verdicts: dict[str, bool] = {}
+
+    def score(self, nodes: Sequence[Node], steps: Sequence[Step], tree: SearchTree) -> list[float]:
+        going = [(node, step) for node, step in zip(nodes, steps, strict=True) if not _over(node)]
+        values = [0.5] * len(going)
+        if self._inner is not None and going:
+            values = self._inner.score([node for node, _ in going], [step for _, step in going], tree)
+        rest = iter(values)
+        return [self._verdict(node) if _over(node) else next(rest) for node in nodes]
+
+    def _verdict(self, node: Node) -> float:
+        answer = self._task.answer(node.path_text)
+        if answer is None:
+            return 0.0
+        if answer not in self._verdicts:
+            self._verdicts[answer] = self._verifier.verify(answer)
+        return float(self._verdicts[answer])
+
+
+def _over(node: Node) -> bool:
+    return node.terminal is not None or node.finish != "step"
