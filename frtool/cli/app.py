@@ -1,0 +1,65 @@
+"""The commands, and the one place where what goes wrong becomes a line on stderr and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from frtool import __version__
+from frtool.errors import FrtoolError
+
+from . import search
+from .errors import complain, explain, usage_error
+
+app = typer.Typer(
+    name="frtool",
+    help="Search for an answer with a local language model: a tree of reasoning steps over one shared KV cache.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("search", cls=search.SearchCommand)(search.search)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"frtool {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    return None
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command and return its exit status. Lets no exception of a known kind out, and no traceback of any."""
+    try:
+        status = app(args=list(argv), prog_name="frtool", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except FrtoolError as error:
+        return complain(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        close_stdout()
+        return 1
+    except Exception as error:
+        return usage_error(error) if hasattr(error, "format_message") else complain(explain(error))
+
+
+def close_stdout() -> None:
+    """Let the interpreter's last flush of a pipe that nobody reads go nowhere, in silence."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)

@@ -1,0 +1,73 @@
+"""Errors in the user's words: `error: …`, then `hint: …`."""
+
+from __future__ import annotations
+
+import sys
+
+from frtool.errors import FrtoolError, UsageError
+
+_NO_MEMORY = ("OutOfMemoryError", "MemoryError", "OutOfBlocks", "OutOfMemory")
+
+
+def complain(error: FrtoolError) -> int:
+    """Print the error on stderr; its exit status."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from frtool.view.safe import safe_line
+
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    try:
+        console.print(Text.assemble(("error: ", "bold red"), safe_line(error.message, 2000)), soft_wrap=True)
+        if error.hint:
+            console.print(Text.assemble(("hint: ", "bold cyan"), safe_line(error.hint, 2000)), soft_wrap=True)
+    except OSError:
+        pass  # nobody is there to read it; the status still tells
+    return error.exit_code
+
+
+def explain(error: BaseException) -> FrtoolError:
+    """A known failure for any exception: itself, out of memory, or the unexpected by its name."""
+    if isinstance(error, FrtoolError):
+        return error
+    name = type(error).__name__
+    said = " ".join(str(error).split())
+    if name in _NO_MEMORY:
+        return FrtoolError(
+            f"out of memory: {said}" if said else "out of memory",
+            hint="give the cache less with --kv-memory, or search with a smaller --batch, --max-depth or model",
+        )
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return FrtoolError(f"{where}{error.strerror or said}")
+    return FrtoolError(
+        f"unexpected {name}: {said}" if said else f"unexpected {name}",
+        hint="this is a fault of frtool; run again with -v for the traceback and report it",
+    )
+
+
+def usage_error(error: Exception) -> int:
+    """The complaint about a command line that Typer could not parse; its exit status."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "frtool"
+    message = error.format_message()  # type: ignore[attr-defined]
+    if type(error).__name__ == "NoArgsIsHelpError":
+        if message:
+            print(message, file=sys.stderr)
+        return 2
+    return complain(UsageError(_our_way(message), hint=_hint(message, path)))
+
+
+def _our_way(message: str) -> str:
+    message = message.strip().rstrip(".").replace(", unable to parse string as", ":").partition(", unable to")[0]
+    return message[:1].lower() + message[1:] if message[:2].istitle() or message[1:2].islower() else message
+
+
+def _hint(message: str, path: str) -> str:
+    if message.startswith("No such command"):
+        return 'to search, `frtool search "your question"`; `frtool --help` lists the commands'
+    if "unexpected extra argument" in message:
+        return f'put the prompt in quotes: `{path} "your question"`'
+    if message.startswith("No such option"):
+        return f"`{path} --help` lists the options; put `--` before a prompt that begins with a dash"
+    return f"`{path} --help` lists the options"

@@ -1,0 +1,183 @@
+"""`frtool search`: one prompt in, one searched answer out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+from frtool.config import EMBEDDED, SearchConfig
+
+from .values import algorithm_options, read_prompt, size, unescape
+
+_ALGORITHM, _BUDGET, _SAMPLING = "Algorithm", "Budget", "Sampling"
+_JUDGING, _ENGINE, _OUTPUT = "Judging", "Model and memory", "Output"
+
+
+class SearchCommand(typer.core.TyperCommand):
+    """Reads the table of algorithms only when the help is asked for."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self.epilog = _algorithms()
+        super().format_help(ctx, formatter)
+
+
+def _algorithms() -> str:
+    from frtool.search.registry import ALGORITHMS
+
+    lines = ["Options of the algorithms, given as `-o name=value`:"]
+    for name, options in ALGORITHMS.items():
+        known = ", ".join(f"{o.name}={'auto' if o.default is None else o.default}" for o in options.values())
+        lines.append(f"{name}: {known or 'none'}")
+    return "\n\n".join(lines)
+
+
+def search(
+    prompt: Annotated[str | None, typer.Argument(help="The question. `-`, or nothing in a pipe, reads stdin.")] = None,
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="`embedded`, a model directory, a GGUF file, or a Hugging Face id."),
+    ] = EMBEDDED,
+    algorithm: Annotated[
+        str, typer.Option("--algorithm", "-a", help="How to search; the list stands below.", rich_help_panel=_ALGORITHM)
+    ] = "mcts",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option", "-o", metavar="NAME=VALUE", help="An option of the algorithm.", rich_help_panel=_ALGORITHM
+        ),
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Chains to sample.", rich_help_panel=_ALGORITHM)] = None,
+    width: Annotated[int | None, typer.Option(help="Children of a level.", rich_help_panel=_ALGORITHM)] = None,
+    keep: Annotated[int | None, typer.Option(help="Paths kept of a level.", rich_help_panel=_ALGORITHM)] = None,
+    expand: Annotated[int | None, typer.Option(help="Children of a path.", rich_help_panel=_ALGORITHM)] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Same seed, same tree.", rich_help_panel=_ALGORITHM)] = 0,
+    tokens: Annotated[
+        int | None, typer.Option(help="Stop after so many tokens, sampled and scored.", rich_help_panel=_BUDGET)
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(help="Stop after so many nodes.", rich_help_panel=_BUDGET)] = None,
+    seconds: Annotated[float | None, typer.Option(help="Stop after so long.", rich_help_panel=_BUDGET)] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", "-t", help="0 takes the likeliest.", rich_help_panel=_SAMPLING)
+    ] = None,
+    top_p: Annotated[
+        float, typer.Option("--top-p", help="Keep the likeliest tokens up to this mass.", rich_help_panel=_SAMPLING)
+    ] = 1.0,
+    top_k: Annotated[
+        int, typer.Option("--top-k", help="Keep so many tokens; 0 keeps all.", rich_help_panel=_SAMPLING)
+    ] = 0,
+    min_p: Annotated[
+        float,
+        typer.Option("--min-p", help="Keep tokens of at least this share of the top one.", rich_help_panel=_SAMPLING),
+    ] = 0.0,
+    max_step_tokens: Annotated[
+        int | None, typer.Option("--max-step-tokens", help="Longest step.", rich_help_panel=_SAMPLING)
+    ] = None,
+    max_depth: Annotated[
+        int | None, typer.Option("--max-depth", help="Most steps of a path.", rich_help_panel=_SAMPLING)
+    ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option("--delimiter", help=r"Text that ends a step; `\n` is a line break.", rich_help_panel=_SAMPLING),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", help="System prompt of a chat model.", rich_help_panel=_SAMPLING)
+    ] = None,
+    scorer: Annotated[
+        str,
+        typer.Option(
+            "--scorer", help="What values a step: auto, reward, logprob or arithmetic.", rich_help_panel=_JUDGING
+        ),
+    ] = "auto",
+    verify: Annotated[
+        str, typer.Option("--verify", help="What checks the answer: auto, none, arithmetic.", rich_help_panel=_JUDGING)
+    ] = "auto",
+    steer: Annotated[
+        bool,
+        typer.Option("--steer", help="Let the verifier guide and stop the search.", rich_help_panel=_JUDGING),
+    ] = False,
+    batch: Annotated[int, typer.Option("--batch", "-b", help="Steps grown at once.", rich_help_panel=_ENGINE)] = 16,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="cpu, cuda, cuda:1; default the best there is.", rich_help_panel=_ENGINE),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="auto, float32, bfloat16, float16.", rich_help_panel=_ENGINE)
+    ] = "auto",
+    kv_memory: Annotated[
+        str | None,
+        typer.Option("--kv-memory", metavar="SIZE", help="Of the KV cache, such as 2GiB.", rich_help_panel=_ENGINE),
+    ] = None,
+    block_size: Annotated[
+        int, typer.Option("--block-size", help="Tokens of a KV block.", rich_help_panel=_ENGINE)
+    ] = 16,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use the local model cache only.", rich_help_panel=_ENGINE)
+    ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run Python code that a model brings.", rich_help_panel=_ENGINE),
+    ] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", metavar="FILE", help="Write every event as JSONL.", rich_help_panel=_OUTPUT),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE.svg", help="Draw the tree.", rich_help_panel=_OUTPUT)
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object with the whole tree.", rich_help_panel=_OUTPUT)
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.", rich_help_panel=_OUTPUT)
+    ] = False,
+    no_progress: Annotated[
+        bool, typer.Option("--no-progress", help="No tree while it grows, only the report.", rich_help_panel=_OUTPUT)
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Configuration, warnings, tracebacks.", rich_help_panel=_OUTPUT)
+    ] = False,
+) -> int:
+    """Search for an answer with a tree of sampled steps. Only the answer goes to stdout.
+
+    Exit status: 0 answered, 1 failure, 2 usage, 3 not solved, 130 interrupted.
+    """
+    from .searching import Output, answer
+
+    if not verbose:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+    def config() -> SearchConfig:
+        return SearchConfig(
+            prompt=read_prompt(prompt),
+            model=model,
+            algorithm=algorithm,
+            algorithm_options=algorithm_options(option or [], {"n": n, "width": width, "keep": keep, "expand": expand}),
+            seed=seed,
+            tokens=tokens,
+            nodes=nodes,
+            seconds=seconds,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            scorer=scorer,
+            verify=verify,
+            steer=steer,
+            batch=batch,
+            max_step_tokens=max_step_tokens,
+            max_depth=max_depth,
+            delimiter=None if delimiter is None else unescape(delimiter),
+            system=system,
+            device=device,
+            dtype=dtype,
+            kv_memory=None if kv_memory is None else size(kv_memory),
+            block_size=block_size,
+            offline=offline,
+            trust_remote_code=trust_remote_code,
+        )
+
+    return answer(config, Output(trace, picture, json, quiet, not no_progress, verbose))
