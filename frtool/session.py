@@ -1,0 +1,181 @@
+"""One search from a configuration to its last event: task, model, engine, algorithm and judges, wired together."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from frtool.config import SearchConfig
+from frtool.errors import UsageError
+from frtool.search.registry import OptionError, make_algorithm, resolve_options
+from frtool.tasks.arithmetic import ArithmeticTask, embedded_limit
+from frtool.tasks.general import ExpressionTask, GeneralTask
+from frtool.tasks.puzzle import Puzzle, parse_puzzle
+from frtool.verify.arithmetic import ArithmeticVerifier
+
+if TYPE_CHECKING:
+    from frtool.engine import Engine
+    from frtool.models.load import LoadedModel
+    from frtool.search.events import Event
+    from frtool.search.protocols import Algorithm, Scorer, Task, Verifier
+
+Progress = Callable[[str], None]
+
+
+class Session:
+    """A search that is ready to run: `open` it, iterate `run` once, `interrupt` it from anywhere."""
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        *,
+        loaded: LoadedModel,
+        engine: Engine,
+        algorithm: Algorithm,
+        scorer: Scorer,
+        task: Task,
+        verifier: Verifier | None,
+    ) -> None:
+        self.config = config
+        self.loaded = loaded
+        self.engine = engine
+        self.algorithm = algorithm
+        self.scorer = scorer
+        self.task = task
+        self.verifier = verifier
+        self._interrupted = threading.Event()
+
+    @classmethod
+    def open(cls, config: SearchConfig, on_progress: Progress | None = None) -> Session:
+        """Check the call, load the model, read the prompt. `on_progress` gets one short line for each stage.
+
+        Raises UsageError for a call that cannot work, before the model loads wherever that can be known, and
+        ModelError for a model that cannot.
+        """
+        progress: Progress = on_progress or (lambda _: None)
+        try:
+            options = resolve_options(config.algorithm, config.algorithm_options)
+            algorithm = make_algorithm(config.algorithm, options)
+        except OptionError as error:
+            raise UsageError(str(error), hint="`frtool search --help` lists the algorithms and their options") from None
+        config = replace(config.resolved(), algorithm_options=options)
+        puzzle = parse_puzzle(config.prompt)
+        task = _task(config, puzzle)
+        verifier = _verifier(config, puzzle)
+
+        progress("starting torch")
+        from frtool.engine import Engine, EngineOptions
+        from frtool.models.load import load_model
+        from frtool.models.prompt import chat_prompt_ids, plain_prompt_ids
+
+        loaded = load_model(
+            config.model,
+            device=config.device,
+            dtype=None if config.dtype == "auto" else config.dtype,
+            offline=config.offline,
+            trust_remote_code=config.trust_remote_code,
+            on_progress=progress,
+        )
+        scorer = _scorer(config, loaded, task, verifier)
+        if isinstance(task, ArithmeticTask):
+            prompt_ids = plain_prompt_ids(loaded, task.prompt_text)
+        else:
+            prompt_ids = chat_prompt_ids(loaded, config.prompt, config.system)
+        progress(f"reading the prompt ({len(prompt_ids):,} tokens)")
+        engine_options = EngineOptions.from_config(config, algorithm, reads_rewards=scorer.name == "reward")
+        return cls(
+            config,
+            loaded=loaded,
+            engine=Engine(loaded, prompt_ids, engine_options),
+            algorithm=algorithm,
+            scorer=scorer,
+            task=task,
+            verifier=verifier,
+        )
+
+    def run(self) -> Iterator[Event]:
+        """All events of the search, `RunStarted` first and `Ended` last."""
+        from frtool.search.budget import Budget
+        from frtool.search.run import run_search
+
+        config = self.config
+        assert config.max_depth is not None
+        return run_search(
+            algorithm=self.algorithm,
+            generator=self.engine,
+            scorer=self.scorer,
+            task=self.task,
+            verifier=self.verifier,
+            budget=Budget(tokens=config.tokens, nodes=config.nodes, seconds=config.seconds),
+            steer=config.steer,
+            max_depth=config.max_depth,
+            interrupted=self._interrupted.is_set,
+            config=config.record(),
+            model=self.model_record(),
+            prompt=config.prompt,
+        )
+
+    def interrupt(self) -> None:
+        """End the search at its next step, with the best answer so far. Safe from a signal handler."""
+        self._interrupted.set()
+
+    def model_record(self) -> dict[str, Any]:
+        """What the trace says of the model and of what it runs on."""
+        import torch
+
+        loaded = self.loaded
+        on_gpu = loaded.device.type == "cuda"
+        return {
+            "name": loaded.name,
+            "architecture": type(loaded.model).__name__,
+            "parameters": loaded.parameters,
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "device": torch.cuda.get_device_name(loaded.device) if on_gpu else "cpu",
+            "attention": "triton" if on_gpu else "torch",
+            "scorer": self.scorer.name,
+            "verifier": None if self.verifier is None else self.verifier.name,
+            "torch": torch.__version__,
+        }
+
+
+def _task(config: SearchConfig, puzzle: Puzzle | None) -> Task:
+    if not config.is_embedded:
+        return GeneralTask() if puzzle is None else ExpressionTask(puzzle)
+    if puzzle is None:
+        raise UsageError(
+            "the embedded model solves arithmetic puzzles only, such as `Make 24 from 4, 5, 6, 10`",
+            hint="for any other question pass a model: --model DIRECTORY, FILE.gguf or a Hugging Face id",
+        )
+    limit = embedded_limit(puzzle)
+    if limit is not None:
+        raise UsageError(limit, hint="pass a model for it: --model DIRECTORY, FILE.gguf or a Hugging Face id")
+    return ArithmeticTask(puzzle)
+
+
+def _verifier(config: SearchConfig, puzzle: Puzzle | None) -> Verifier | None:
+    wanted = config.verify == "arithmetic" or config.scorer == "arithmetic" or config.steer
+    if config.verify == "none" and config.scorer != "arithmetic":
+        return None
+    if puzzle is not None:
+        return ArithmeticVerifier(puzzle)
+    if wanted:
+        raise UsageError(
+            "the arithmetic verifier needs an arithmetic puzzle, and the prompt is none",
+            hint="write it like `Make 24 from 4, 5, 6, 10`, or leave --verify, --steer and --scorer alone",
+        )
+    return None
+
+
+def _scorer(config: SearchConfig, loaded: LoadedModel, task: Task, verifier: Verifier | None) -> Scorer:
+    from frtool.scoring import LogprobScorer, StepRewardScorer, VerdictScorer
+
+    if config.scorer == "arithmetic":
+        assert verifier is not None
+        return VerdictScorer(task, verifier)
+    if config.scorer == "reward" and loaded.reward_tokens is None:
+        raise UsageError(f"{loaded.name} has no process-reward tokens <prm>, <+> and <->", hint="use --scorer logprob")
+    if config.scorer == "logprob" or loaded.reward_tokens is None:
+        return LogprobScorer()
+    return StepRewardScorer()
