@@ -1,0 +1,237 @@
+"""The same tree attention from torch's batched matrix products: the CPU's path.
+
+Each query's keys are cut into chunks at absolute positions (see `tiles`). A tile of queries over one chunk gives, per
+query and head, a softmax-weighted mean of V and the logarithm of its weight; a query's means are then summed in the
+order of position, weighted by a softmax over those logarithms (and the sink). Computed in fp32 whatever the cache
+holds. Results are the same bits whatever else is in the batch, in whatever order and however it is shared, because
+every step works on rows by themselves; for the matrix products, where that takes enough rows, `_least_rows` tests it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from .allocator import PhysicalKVAllocator
+from .plan import TreePlan
+from .tiles import TileBatch, TileSlab, cut_tiles
+
+CHUNK = 64
+"""Keys a chunk. Wider chunks read more shared keys once a branch instead of once; narrower ones sum more pieces."""
+_SLAB_BYTES = 32 << 20
+"""Scores and partial results held at once, about."""
+_LANES = 16
+"""Softmax over rows of a multiple of this many, ended by -inf, sums in an order that the padding does not change."""
+
+
+@dataclass(slots=True)
+class GroupedPlan:
+    """The tree, and its tiles for each (window, query heads) that has been asked for."""
+
+    tree: TreePlan
+    backend: str = "torch"
+    _work: dict[tuple[int | None, int], list[_Slab]] = field(default_factory=dict, repr=False)
+
+    @property
+    def branch_ids(self) -> tuple[int, ...]:
+        return self.tree.branch_ids
+
+    @property
+    def num_queries(self) -> int:
+        return self.tree.num_queries
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """n tiles: index tensors into rows of D numbers, for Hk kv heads, M = R * rows a query, C keys."""
+
+    q_rows: torch.Tensor
+    """int64 `[n * Hk * M]` into the slab's queries, (query, head) after (query, head)."""
+    kv_rows: torch.Tensor
+    """int64 `[n * Hk * C]` into a layer of the cache, (slot, kv head) after (slot, kv head)."""
+    hidden: torch.Tensor | None
+    """float32 `[masked, 1, R, 1, C]`: -inf where the key must not be seen."""
+    shape: tuple[int, int, int, int]
+    """n, Hk, R, rows a query."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Slab:
+    queries: torch.Tensor | None
+    """int64 `[t]` into all queries; None where that would change nothing."""
+    batches: tuple[_Batch, ...]
+    rows: int
+    """Partial results of all batches; one empty row follows them."""
+    merge: torch.Tensor
+    """int64 `[pieces * t * Hq]`: the partial results of the first piece, of the second, ... or the empty row."""
+    weigh: torch.Tensor
+    """int64 `[t * Hq * lanes]`: entry 0 of each (query, head) is the empty row, then its pieces, then the empty row."""
+    pieces: int
+
+
+def plan_grouped(allocator: PhysicalKVAllocator, tree: TreePlan) -> GroupedPlan:
+    """A plan whose tiles are cut on first use and serve every layer."""
+    return GroupedPlan(tree)
+
+
+def attend_grouped(
+    q: torch.Tensor,
+    allocator: PhysicalKVAllocator,
+    plan: GroupedPlan,
+    *,
+    layer: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """q, out `[T, Hq, D]`, sinks `[Hq]`; the formula is that of `reference`."""
+    heads, dim = q.shape[1:]
+    work = plan._work.get((window, heads))
+    if work is None:
+        work = plan._work[window, heads] = _lay_out(plan.tree, allocator, window, heads)
+    k_rows, v_rows = (c[layer].view(-1, dim) for c in (allocator.k_cache, allocator.v_cache))  # [slots * Hk, D]
+    scaled = q.float() * scale
+    for slab in work:
+        queries = scaled if slab.queries is None else scaled.index_select(0, slab.queries)
+        result = _attend_slab(queries.reshape(-1, dim), k_rows, v_rows, slab, softcap, sinks).view(-1, heads, dim)
+        if slab.queries is None:
+            out.copy_(result)
+        else:
+            out.index_copy_(0, slab.queries, result.to(out.dtype))
+    return out
+
+
+def _attend_slab(
+    queries: torch.Tensor,
+    k_rows: torch.Tensor,
+    v_rows: torch.Tensor,
+    slab: _Slab,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """queries `[t * Hq, D]` fp32, scaled; k_rows, v_rows `[slots * Hk, D]`. Returns `[t * Hq, D]` fp32."""
+    dim = queries.shape[1]
+    means = queries.new_empty(slab.rows + 1, dim)
+    means[-1] = 0
+    logs = queries.new_full((slab.rows + 1,), -torch.inf)
+    begin = 0
+    for batch in slab.batches:
+        n, kv_heads, tile_queries, query_rows = batch.shape
+        m = tile_queries * query_rows
+        end = begin + n * kv_heads * m
+        q = queries.index_select(0, batch.q_rows).view(n * kv_heads, m, dim)
+        k = k_rows.index_select(0, batch.kv_rows).float().view(n * kv_heads, CHUNK, dim)
+        v = v_rows.index_select(0, batch.kv_rows).float().view(n * kv_heads, CHUNK, dim)
+        scores = torch.bmm(q, k.transpose(1, 2))  # [n * Hk, M, C]
+        if softcap is not None:
+            scores.div_(softcap).tanh_().mul_(softcap)
+        if batch.hidden is not None:
+            masked = len(batch.hidden)
+            scores.view(n, kv_heads, tile_queries, query_rows, CHUNK)[:masked] += batch.hidden
+        weights = torch.softmax(scores, dim=2)
+        # The largest weight is 1 / sum(exp(score - largest score)).
+        torch.sub(scores.amax(dim=2), weights.amax(dim=2).log_(), out=logs[begin:end].view(n * kv_heads, m))
+        torch.bmm(weights, v, out=means[begin:end].view(n * kv_heads, m, dim))
+        begin = end
+    logs = logs.index_select(0, slab.weigh).view(len(queries), -1)
+    if sinks is not None:
+        logs[:, 0] = sinks.float().repeat(len(queries) // len(sinks))
+    shares = torch.softmax(logs, dim=1)[:, 1 : slab.pieces + 1]  # [t * Hq, pieces]
+    terms = means.index_select(0, slab.merge).view(slab.pieces, len(queries), dim)
+    terms *= shares.t()[:, :, None]
+    result = terms[0]
+    for term in terms[1:]:
+        result += term
+    return result
+
+
+def _lay_out(tree: TreePlan, allocator: PhysicalKVAllocator, window: int | None, heads: int) -> list[_Slab]:
+    dim, kv_heads, device = allocator.head_dim, allocator.num_kv_heads, allocator.device
+    slab_pieces = max(_SLAB_BYTES // (heads * (2 * CHUNK + 2 * dim) * 4), 1)
+    slabs = cut_tiles(tree, CHUNK, window, slab_pieces)
+    least_rows = _least_rows(dim, CHUNK, torch.get_num_threads(), device.type)
+    in_order = len(slabs) == 1 and np.array_equal(slabs[0].queries, np.arange(tree.num_queries))
+    return [_slab(slab, heads, kv_heads, least_rows, device, in_order) for slab in slabs]
+
+
+def _slab(slab: TileSlab, heads: int, kv_heads: int, least_rows: int, device: torch.device, in_order: bool) -> _Slab:
+    group = heads // kv_heads
+    head = np.arange(heads)
+    queries = len(slab.queries)
+    batches = []
+    rows = 0
+    merge = np.full((slab.pieces, queries, heads), -1, np.int64)
+    for batch in slab.batches:
+        n, tile_queries = batch.queries.shape
+        query_rows = max(group, -(-least_rows // tile_queries))
+        batches.append(_batch(batch, heads, kv_heads, query_rows, device))
+        first = rows + (batch.tile * kv_heads * tile_queries + batch.place) * query_rows
+        merge[batch.piece, batch.query] = first[:, None] + head // group * tile_queries * query_rows + head % group
+        rows += n * kv_heads * tile_queries * query_rows
+    merge[merge < 0] = rows
+    lanes = -(-(slab.pieces + 1) // _LANES) * _LANES
+    weigh = np.full((queries, heads, lanes), rows, np.int64)
+    weigh[:, :, 1 : slab.pieces + 1] = merge.transpose(1, 2, 0)
+    return _Slab(
+        queries=None if in_order else _tensor(slab.queries, device),
+        batches=tuple(batches),
+        rows=rows,
+        merge=_tensor(merge.reshape(-1), device),
+        weigh=_tensor(weigh.reshape(-1), device),
+        pieces=slab.pieces,
+    )
+
+
+def _batch(batch: TileBatch, heads: int, kv_heads: int, query_rows: int, device: torch.device) -> _Batch:
+    n, tile_queries = batch.queries.shape
+    group = heads // kv_heads
+    # Rows past a query's last head repeat it: they only fill the matrix.
+    head = np.arange(kv_heads)[:, None] * group + np.minimum(np.arange(query_rows), group - 1)  # [Hk, rows]
+    q_rows = batch.queries[:, None, :, None] * heads + head[:, None, :]  # [n, Hk, R, rows]
+    kv_rows = batch.slots[:, None, :] * kv_heads + np.arange(kv_heads)[:, None]  # [n, Hk, C]
+    hidden = None
+    if len(batch.hidden):
+        hidden = torch.zeros(batch.hidden.shape).masked_fill_(torch.from_numpy(batch.hidden), -torch.inf)
+        hidden = hidden[:, None, :, None].to(device)
+    return _Batch(
+        _tensor(q_rows.reshape(-1), device),
+        _tensor(kv_rows.reshape(-1), device),
+        hidden,
+        (n, kv_heads, tile_queries, query_rows),
+    )
+
+
+def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+@lru_cache
+def _least_rows(dim: int, chunk: int, threads: int, device: str) -> int:
+    """The fewest rows from which on a matrix product's rows do not depend on how many there are.
+
+    Few rows take other code than many (a row alone is a matrix-vector product), with sums in another order. Found by
+    trial, for this head dim, chunk and number of threads; 32 if no count passes.
+    """
+    generator = torch.Generator().manual_seed(0)
+    a, k, p, v = (
+        torch.randn(3, *shape, generator=generator).to(device)
+        for shape in ((128, dim), (chunk, dim), (128, chunk), (chunk, dim))
+    )
+    products = [(a, k.transpose(1, 2)), (p, v)]
+    wholes = [torch.bmm(left, right) for left, right in products]
+    for rows in (4, 8, 16):
+        counts = [c for c in (rows, rows + 1, 2 * rows - 1, 2 * rows, 3 * rows, 64) if c >= rows]
+        if all(
+            torch.equal(torch.bmm(left[:b, s : s + c], right[:b]), whole[:b, s : s + c])
+            for (left, right), whole in zip(products, wholes, strict=True)
+            for c in counts
+            for s in (0, 5)
+            for b in (1, 3)
+        ):
+            return rows
+    return 32
