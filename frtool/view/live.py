@@ -6,14 +6,16 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
 from frtool.search.events import Ended, Event, RunStarted
 
-from .draw import draw, glyphs_for
+from .draw import draw
+from .glyphs import ASCII, glyphs_for
+from .line import Picture
 from .model import TreeModel
 from .report import report
 from .safe import safe_line
@@ -52,7 +54,7 @@ class LiveView:
         if self._spinner is not None:
             self._spinner.update(text=words)
             return
-        self._spinner = Spinner("dots" if self._glyphs.fork != "|-" else "line", words, style="cyan")
+        self._spinner = Spinner("line" if self._glyphs is ASCII else "dots", words, style="cyan")
         self._live = Live(self._spinner, console=self.console, transient=True, refresh_per_second=8)
         self._live.start()
 
@@ -92,7 +94,7 @@ class LiveView:
             self._start()
         assert self._live is not None
         lines = draw(self.model, size.width, size.height - 1, self._glyphs)
-        self._live.update(Group(*lines), refresh=True)
+        self._live.update(Picture(lines), refresh=True)
         end = self._clock()
         self.frames += 1
         self.drawing_seconds += end - begin
@@ -103,9 +105,7 @@ class LiveView:
         size = self.console.size
         below = report(self.model, self._glyphs)
         room = max(8, min(30, size.height - len(below) - 4))
-        for line in draw(self.model, size.width, room, self._glyphs):
-            line.rstrip()
-            self.console.print(line)
+        self.console.print(Picture(draw(self.model, size.width, room, self._glyphs)))
         self.console.print()
         for block in below:
             self.console.print(block)

@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
 
 from .draw import draw
+from .line import Picture
 from .model import TreeModel
 from .report import report
 
@@ -26,9 +26,8 @@ def svg(model: TreeModel, width: int = WIDTH, height: int = HEIGHT) -> str:
         record=True, width=width, height=height, file=io.StringIO(), force_terminal=True, color_system="truecolor",
         highlight=False, markup=False, emoji=False, legacy_windows=False, no_color=False,
     )  # fmt: skip
-    for line in draw(model, width, height):
-        console.print(line)
-    console.print(Text())
+    console.print(Picture(draw(model, width, height)))
+    console.print()
     for block in report(model):
         console.print(block)
     return console.export_svg(title="frtool search", code_format=_without_web_fonts(), unique_id="frtool")

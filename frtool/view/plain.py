@@ -11,7 +11,7 @@ from rich.text import Text
 
 from frtool.search.events import Ended, Event, RunStarted
 
-from .draw import glyphs_for, number
+from .glyphs import glyphs_for, number
 from .model import TreeModel
 from .report import report
 from .safe import safe_line

@@ -6,7 +6,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .draw import UNICODE, Glyphs, number
+from .glyphs import UNICODE, Glyphs, bytes_text, number
 from .model import TreeModel, ViewNode
 from .safe import safe_line, safe_text
 
@@ -34,16 +34,6 @@ def report(model: TreeModel, glyphs: Glyphs = UNICODE) -> list[RenderableType]:
 
 def reason_text(reason: str) -> str:
     return _REASONS.get(reason) or safe_line(reason, 200)
-
-
-def bytes_text(count: int) -> str:
-    """`3.1 MiB`."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
 
 
 def _derivation(node: ViewNode) -> list[RenderableType]:

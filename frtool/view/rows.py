@@ -1,0 +1,117 @@
+"""The lines of the tree, with the figures of each node at the right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .fold import Row, fold
+from .glyphs import BEST, DIM, Glyphs, number
+from .line import Line, cells
+from .model import TreeModel, ViewNode
+from .safe import safe_line
+
+
+def tree_lines(model: TreeModel, width: int, height: int, glyphs: Glyphs) -> list[Line]:
+    """A legend that is the columns' heading too, then the tree folded to the rest of `height`."""
+    columns = _columns(width)
+    lines = [_legend(columns, width, glyphs)] if height >= 6 else []
+    return lines + [_row(row, columns, width, glyphs) for row in fold(model, height - len(lines))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """The figures at the right of a line: a bar, the value, the visits, reward and prior."""
+
+    bar: int
+    visits: bool
+    extra: bool
+
+    @property
+    def width(self) -> int:
+        return self.bar + 5 + (7 if self.visits else 0) + (14 if self.extra else 0)
+
+
+def _columns(width: int) -> _Columns:
+    return _Columns(bar=0 if width < 50 else 6 if width < 76 else 8, visits=width >= 36, extra=width >= 90)
+
+
+def _legend(columns: _Columns, width: int, glyphs: Glyphs) -> Line:
+    marks = [
+        (glyphs.step, "step"),
+        (glyphs.finished, "finished"),
+        (glyphs.right, "right"),
+        (glyphs.wrong, "wrong"),
+        (glyphs.dropped, "dropped"),
+        (glyphs.growing, "growing"),
+    ]
+    words = ""
+    for mark, word in marks:
+        more = f"{mark} {word}  "
+        if cells(words + more) > width - columns.width:
+            break
+        words += more
+    line = Line((words, DIM)).fit(width - columns.width)
+    line.add("value".rjust(columns.bar + 5) + (" visits" if columns.visits else ""), DIM)
+    return line.add(" reward  prior", DIM) if columns.extra else line
+
+
+def _row(row: Row, columns: _Columns, width: int, glyphs: Glyphs) -> Line:
+    line = _guides(row, max(8, width // 3), glyphs)
+    room = width - columns.width - 1
+    node = row.node
+    if node is None:
+        words = f"{glyphs.more} {row.skipped} steps" if row.skipped else f"+{row.hidden:,} more"
+        line.add(words, DIM)
+        return line.fit(room, glyphs.more)
+    suffix = Line()
+    if node.copies:
+        suffix.add(f" {glyphs.copies}{node.copies + 1}", DIM)
+    if node.pending:
+        suffix.add(f" {glyphs.growing}{node.pending}", "yellow")
+    if row.hidden:
+        suffix.add(f" +{row.hidden:,}", DIM)
+    mark, mark_style = _mark(node, glyphs)
+    faded = node.pruned is not None and not row.best
+    style = BEST if row.best and node.parent is not None else "bold" if row.best else DIM if faded else ""
+    if mark:
+        line.add(mark + " ", mark_style)
+    line.add(safe_line(node.text, 4 * width) or "(empty step)", style)
+    line.cut(max(room - suffix.width, 1), glyphs.more).extend(suffix).fit(width - columns.width, glyphs.more)
+    return line.extend(_figures(node, columns, glyphs, row.best))
+
+
+def _figures(node: ViewNode, columns: _Columns, glyphs: Glyphs, best: bool) -> Line:
+    value = node.value
+    style = "bold" if best else DIM if node.pruned else ""
+    line = Line()
+    if columns.bar:
+        line.add(glyphs.share(value, columns.bar), "green" if best else DIM if node.pruned else "cyan")
+    figures = " " + number(value)
+    if columns.visits:
+        figures += f"{node.visits:7,}" if node.visits else "      -"
+    if columns.extra:
+        figures += f"   {number(node.reward)}   {number(node.prior if node.parent else None)}"
+    return line.add(figures, style)
+
+
+def _mark(node: ViewNode, glyphs: Glyphs) -> tuple[str, str]:
+    if node.parent is None:
+        return "", ""
+    if node.verified is not None:
+        return (glyphs.right, "bold green") if node.verified else (glyphs.wrong, "red")
+    if node.terminal is not None:
+        return (glyphs.cut, "yellow") if node.terminal == "length" else (glyphs.finished, "cyan")
+    return (glyphs.dropped, DIM) if node.pruned else (glyphs.step, DIM)
+
+
+def _guides(row: Row, limit: int, glyphs: Glyphs) -> Line:
+    line = Line()
+    guides = row.guides
+    if 2 * len(guides) > limit:
+        line.add(glyphs.more, DIM)
+        guides = guides[-(limit // 2) :]
+    for goes_on in guides[:-1]:
+        line.add(glyphs.pipe if goes_on else "  ", DIM)
+    if guides:
+        line.add(glyphs.fork if guides[-1] else glyphs.last, "green" if row.best else DIM)
+    return line
