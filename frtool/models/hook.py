@@ -87,7 +87,8 @@ def forward_tree(
         tree=batch,
         logits_to_keep=logit_rows,
     )
-    return out.logits[0].float()
+    logits: torch.Tensor = out.logits
+    return logits[0].float()
 
 
 AttentionInterface.register(ATTENTION_NAME, tree_attention_forward)

@@ -86,7 +86,7 @@ def _snapshot(repository: str, patterns: list[str], *, local: bool) -> Path | No
 
 
 def _download(repository: str, patterns: list[str]) -> Path:
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     quiet = are_progress_bars_disabled()
     disable_progress_bars()

@@ -21,7 +21,7 @@ from .gguf_reading import parsed_once
 from .hook import ATTENTION_NAME
 from .memory import require_memory
 from .resolve import ModelSource, Progress, resolve_model
-from .support import check_class, check_config, position_limit
+from .support import TESTED_TYPES, check_class, check_config, position_limit
 from .text import one_line
 
 # End of a turn in chat formats whose end token the generation config may not list.
@@ -110,6 +110,7 @@ def _load_directory(
     config = _config(source.name, raw, directory, trust_remote_code)
     check_config(config, source.name)
     model_class = _model_class(config, source.name, trust_remote_code)
+    geometry = _geometry(model_class, config, source.name)
     require_tokenizer(directory)
     tokenizer = _tokenizer(source, directory, trust_remote_code)
     if source.kind == "hub":
@@ -122,7 +123,7 @@ def _load_directory(
     progress(f"loading {source.name} ({weights.stored_bytes / 1e6:,.0f} MB)")
     options = {"trust_remote_code": True} if trust_remote_code else {}
     model = _weights(model_class, source.name, directory, device, config=config, dtype=chosen, **options)
-    return _describe(source, str(directory), model, tokenizer, chosen, device)
+    return _finish(source, str(directory), model, tokenizer, chosen, device, geometry)
 
 
 def _load_gguf(
@@ -142,10 +143,11 @@ def _load_gguf(
         raise _gguf_failure(source, header, error) from None
     check_config(config, source.name)
     model_class = _model_class(config, source.name, trust_remote_code=False)
+    geometry = _geometry(model_class, config, source.name)
     tokenizer = _tokenizer(source, directory, False, gguf_file=file)
     progress(f"unpacking {source.name} ({header.parameters / 1e6:,.0f} M parameters)")
     model = _weights(model_class, source.name, directory, device, config=config, dtype=chosen, gguf_file=file)
-    return _describe(source, str(source.path), model, tokenizer, chosen, device)
+    return _finish(source, str(source.path), model, tokenizer, chosen, device, geometry)
 
 
 def _config(name: str, raw: dict[str, Any], directory: Path, trust_remote_code: bool) -> Any:
@@ -182,6 +184,20 @@ def _model_class(config: Any, name: str, trust_remote_code: bool) -> Any:
         model_class = model_class[0]
     check_class(model_class, config, name)
     return model_class
+
+
+def _geometry(model_class: Any, config: Any, name: str) -> tuple[int, int]:
+    """Key-value heads and head size, from a dry run where no test has held the architecture to its own attention."""
+    text = config.get_text_config(decoder=True)
+    if config.model_type not in TESTED_TYPES and hasattr(model_class, "_from_config"):
+        from .probe import check_attention
+
+        probed = check_attention(model_class, config, name)
+        if probed is not None:
+            return probed
+    heads = int(text.num_attention_heads)
+    kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
+    return kv_heads, int(getattr(text, "head_dim", None) or text.hidden_size // heads)
 
 
 def _tokenizer(source: ModelSource, directory: Path, trust_remote_code: bool, **options: Any) -> Any:
@@ -225,13 +241,19 @@ def _weights(model_class: Any, name: str, directory: Path, device: torch.device,
     return model.eval().requires_grad_(False)
 
 
-def _describe(
-    source: ModelSource, path: str, model: Any, tokenizer: Any, dtype: torch.dtype, device: torch.device
+def _finish(
+    source: ModelSource,
+    path: str,
+    model: Any,
+    tokenizer: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    geometry: tuple[int, int],
 ) -> LoadedModel:
+    """Everything about the model in one place, and a trial run where no test has tried its architecture."""
     text = model.config.get_text_config(decoder=True)
-    heads = int(text.num_attention_heads)
     limit, note = position_limit(model.config)
-    return LoadedModel(
+    loaded = LoadedModel(
         model=model,
         tokenizer=tokenizer,
         name=source.name,
@@ -243,14 +265,19 @@ def _describe(
         max_positions=limit,
         position_note=note,
         num_layers=int(text.num_hidden_layers),
-        num_heads=heads,
-        num_kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
+        num_heads=int(text.num_attention_heads),
+        num_kv_heads=geometry[0],
+        head_dim=geometry[1],
         eos_ids=_end_tokens(model, tokenizer),
         reward_tokens=_reward_tokens(tokenizer),
         chat_template=bool(getattr(tokenizer, "chat_template", None)),
         is_embedded=source.kind == "embedded",
     )
+    if model.config.model_type not in TESTED_TYPES:
+        from .selfcheck import check_model
+
+        check_model(loaded)
+    return loaded
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from frtool.errors import ModelError
@@ -21,29 +22,31 @@ def check_config(config: Any, name: str) -> None:
     text = config.get_text_config(decoder=True)
     kind = one_line(config.model_type, 40)
     if config.is_encoder_decoder:
-        raise _refuse(name, f"{kind} is an encoder-decoder model")
+        raise refuse(name, f"{kind} is an encoder-decoder model")
     declared = [str(architecture) for architecture in config.architectures or ()]
     if declared and not any(architecture.endswith(CAUSAL_SUFFIXES) for architecture in declared):
-        raise _refuse(name, f"{one_line(declared[0], 60)} is no causal language model")
+        raise refuse(name, f"{one_line(declared[0], 60)} is no causal language model")
     layers = set(_layer_types(text))
     if layers - SUPPORTED_LAYERS:
         others = ", ".join(sorted(one_line(layer, 40) for layer in layers - SUPPORTED_LAYERS))
-        raise _refuse(name, f"{kind} has {others} layers, whose state is not keys and values of single tokens")
+        raise refuse(name, f"{kind} has {others} layers, whose state is not keys and values of single tokens")
     if getattr(text, "num_kv_shared_layers", 0):
-        raise _refuse(name, f"{kind} shares keys and values across {text.num_kv_shared_layers} layers")
+        raise refuse(name, f"{kind} shares keys and values across {text.num_kv_shared_layers} layers")
     if getattr(text, "use_bidirectional_attention", None) or getattr(text, "is_causal", True) is False:
-        raise _refuse(name, f"{kind} attends in both directions")
+        raise refuse(name, f"{kind} attends in both directions")
     if getattr(text, "kv_lora_rank", None) and getattr(text, "v_head_dim", None):
-        raise _refuse(name, f"{kind} uses latent attention (MLA), whose keys and values differ in size")
+        raise refuse(name, f"{kind} uses latent attention (MLA), whose keys and values differ in size")
 
 
 def check_class(model_class: Any, config: Any, name: str) -> None:
     """Raise ModelError when the model class does not route attention through the interface, or keeps other state."""
     kind = one_line(config.model_type, 40)
     if getattr(model_class, "_is_stateful", False):
-        raise _refuse(name, f"{kind} keeps a recurrent state beside its keys and values")
+        raise refuse(name, f"{kind} keeps a recurrent state beside its keys and values")
     if not model_class._can_set_attn_implementation():
-        raise _refuse(name, f"{kind} does not let its attention be replaced (no AttentionInterface)")
+        raise refuse(name, f"{kind} does not let its attention be replaced (no AttentionInterface)")
+    if "logits_to_keep" not in inspect.signature(model_class.forward).parameters:
+        raise refuse(name, f"{kind} cannot return the logits of chosen tokens only")
 
 
 def position_limit(config: Any) -> tuple[int, str | None]:
@@ -81,7 +84,8 @@ def _layer_types(text: Any) -> list[str]:
     return []
 
 
-def _refuse(name: str, why: str) -> ModelError:
+def refuse(name: str, why: str) -> ModelError:
+    """The error that says why a model cannot be searched."""
     return ModelError(
         f"{name} cannot be searched: {why}", hint="use a model with ordinary attention, such as Llama, Qwen3 or Gemma"
     )
