@@ -190,10 +190,8 @@ def _checked(event: Event) -> Event:
                 raise ValueError(f"event {event.kind!r}: `{name}` is no number that fits") from None
         elif type(value) not in allowed:
             raise ValueError(f"event {event.kind!r}: `{name}` is a {type(value).__name__}")
-    ids = [*getattr(event, "ids", ()), *(getattr(event, name, None) for name in ("id", "duplicate_of", "best"))]
-    for node_id in ids:
-        if node_id is None:
-            continue
+    named = (getattr(event, name, None) for name in ("id", "duplicate_of", "best"))
+    for node_id in (*getattr(event, "ids", ()), *(n for n in named if n is not None)):
         if not isinstance(node_id, str) or len(node_id) > _MAX_ID or not _NODE_ID.match(node_id):
             raise ValueError(f"event {event.kind!r}: {str(node_id)[:40]!r} is no node id")
     return event
