@@ -28,8 +28,8 @@ class _Simulation:
 class MCTS:
     """Each simulation walks from the root and always ends in a finished path.
 
-    At a node with n visits, this one included, it samples a new child while there are fewer than
-    ceil(widen · n^widen_power) of them (progressive widening). Otherwise it takes the child of largest
+    At a node with n visits, this one included, it samples a new child while fewer than ceil(widen · n^widen_power) of
+    its children are open (progressive widening). Otherwise it takes the child of largest
 
         (Q - Qmin) / (Qmax - Qmin) + c_puct · P · sqrt(n) / (1 + N)
 
@@ -56,14 +56,14 @@ class MCTS:
     merges: ClassVar[bool] = True
     ordered: ClassVar[bool] = True
 
-    c_puct: float = option(1.25, "weight of the prior against the value", minimum=0)
+    c_puct: float = option(0.5, "weight of the prior against the value", minimum=0)
     widen: float = option(2.0, "children allowed at the first visit", minimum=1)
     widen_power: float = option(0.5, "growth of the children allowed with visits", minimum=0, maximum=1)
-    leaf_batch: int = option(4, "simulations at once", minimum=1, maximum=4096)
+    leaf_batch: int = option(8, "simulations at once", minimum=1, maximum=4096)
     virtual_loss: float = option(1.0, "visits of the least value that a running simulation counts for", minimum=0)
-    trust: float = option(1.0, "visits that the scorer's value of a step counts for", minimum=0)
+    trust: float = option(8.0, "visits that the scorer's value of a step counts for", minimum=0)
     backup: str = option("mean", "value of a node from those below it", choices=("mean", "max"))
-    max_duplicates: int = option(3, "samples in a row without anything new that exhaust a node", minimum=1)
+    max_duplicates: int = option(4, "samples in a row without anything new that exhaust a node", minimum=1)
     simulations: int | None = option(None, "stop after so many finished paths; default only the budget", minimum=1)
     accept: float | None = option(
         None, "stop at a finished path of this value or more; default never", minimum=0, maximum=1
@@ -180,10 +180,8 @@ class MCTS:
     def _widens(self, node: Node) -> bool:
         if self._exhausted(node):
             return False
-        if not node.live and not node.pending:
-            return True
         allowed = math.ceil(self.widen * math.pow(node.visits + node.virtual, self.widen_power))
-        return len(node.children) + node.pending < allowed
+        return len(node.live) + node.pending < allowed
 
     def _select(self, node: Node) -> Node | None:
         """The live child of largest PUCT value; the first of equals. None without live children."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-
 from frtool.search.budget import Budget
 from frtool.search.events import ROOT_ID, Event, NodeAdded, child_id
 from frtool.search.protocols import Expand, KVStats, Step
@@ -72,12 +71,12 @@ class FakeModel:
     def poll(self) -> list[Step]:
         steps = []
         for expand in list(self.under_way):
-            self.policy_tokens += 1
             self.under_way[expand] -= 1
             if not self.under_way[expand]:
                 del self.under_way[expand]
                 self.finished.add(expand)
                 steps.append(self.step(expand))
+                self.policy_tokens += steps[-1].tokens
         return steps
 
     def step(self, expand: Expand) -> Step:
@@ -89,7 +88,7 @@ class FakeModel:
             letter += 1
         text = chr(97 + letter)
         finish = "end" if self.ends(path + text) else "step"
-        tokens = 1 + int(unit(self.seed, "pace", expand) * self.slowest)
+        tokens = 1 + int(unit(self.seed, "tokens", expand) * 4)
         return Step(
             expand.parent, expand.ordinal, text, tokens, math.log(odds[letter]), finish, self.reward(path + text)
         )
@@ -123,6 +122,30 @@ class FakeModel:
     def at_rest(self) -> bool:
         """Whether nothing but the root is held."""
         return not self.under_way and not self.finished and set(self.held) == {ROOT_ID}
+
+
+@dataclass
+class ScriptedModel(FakeModel):
+    """Paths go on as written: child `i` of a path is letter `i` of its line, again from the start when they run out.
+
+    A path without a line is finished. `share` is the probability that the written letters have together.
+    """
+
+    draws: dict[str, str] = field(default_factory=dict)
+    rewards: dict[str, float] = field(default_factory=dict)
+    share: float = 0.5
+    slowest: int = 1
+
+    def reward(self, path: str) -> float:
+        return self.rewards.get(path, 0.5)
+
+    def step(self, expand: Expand) -> Step:
+        path = self.texts[expand.parent]
+        line = self.draws[path]
+        text = line[expand.ordinal % len(line)]
+        finish = "step" if path + text in self.draws else "end"
+        logprob = math.log(self.share * line.count(text) / len(line))
+        return Step(expand.parent, expand.ordinal, text, 1, logprob, finish, self.reward(path + text))
 
 
 class LetterTask:
@@ -163,6 +186,11 @@ def fake_model() -> type[FakeModel]:
 
 
 @pytest.fixture
+def scripted_model() -> type[ScriptedModel]:
+    return ScriptedModel
+
+
+@pytest.fixture
 def letter_task() -> LetterTask:
     return LetterTask()
 
@@ -182,3 +210,14 @@ def search(letter_task: LetterTask) -> Callable[..., Search]:
         return Search(events, model, algorithm)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def fake_model_class() -> type[FakeModel]:
+    """The class again, for tests of hypothesis, which refuses fixtures of one function's life."""
+    return FakeModel
+
+
+@pytest.fixture(scope="session")
+def letters() -> LetterTask:
+    return LetterTask()

@@ -1,0 +1,141 @@
+"""What holds for every search over every model, whatever the settings."""
+
+from __future__ import annotations
+
+from frtool.search.budget import Budget
+from frtool.search.events import Backup, NodeAdded
+from frtool.search.registry import make_algorithm
+from frtool.search.run import run_search
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+CONFIGURATIONS = st.one_of(
+    st.tuples(st.just("greedy"), st.just({})),
+    st.tuples(st.just("best-of-n"), st.fixed_dictionaries({"n": st.integers(1, 9)})),
+    st.tuples(
+        st.just("beam"),
+        st.builds(
+            lambda keep, expand, oversample: {"width": keep * expand, "keep": keep, "oversample": oversample},
+            st.integers(1, 4),
+            st.integers(1, 4),
+            st.floats(1, 4),
+        ),
+    ),
+    st.tuples(
+        st.just("mcts"),
+        st.fixed_dictionaries(
+            {
+                "leaf_batch": st.integers(1, 9),
+                "c_puct": st.floats(0, 4),
+                "widen": st.floats(1, 4),
+                "widen_power": st.floats(0, 1),
+                "trust": st.floats(0, 9),
+                "virtual_loss": st.floats(0, 3),
+                "backup": st.sampled_from(["mean", "max"]),
+                "max_duplicates": st.integers(1, 6),
+            }
+        ),
+    ),
+)
+
+
+class KeepsTree:
+    """Passes everything on to an algorithm and remembers the tree."""
+
+    def __init__(self, inner):
+        self.inner = inner
+        self.tree = None
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def tell(self, tree, expand, node):
+        self.tree = tree
+        return self.inner.tell(tree, expand, node)
+
+
+class SortedLetters:
+    def answer(self, text):
+        return text or None
+
+    def key(self, text):
+        return text
+
+    def state(self, text):
+        return "".join(sorted(text))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    configuration=CONFIGURATIONS,
+    branching=st.integers(1, 6),
+    depth=st.integers(1, 5),
+    early=st.floats(0, 0.5),
+    seed=st.integers(0, 10_000),
+    capacity=st.integers(1, 9),
+    steps=st.integers(1, 120),
+    states=st.booleans(),
+)
+def test_tree_invariants(
+    fake_model_class, letters, configuration, branching, depth, early, seed, capacity, steps, states
+):
+    name, options = configuration
+    model = fake_model_class(branching=branching, depth=depth, early=early, seed=seed, capacity=capacity)
+    algorithm = KeepsTree(make_algorithm(name, options))
+    task = SortedLetters() if states else letters
+    events = list(run_search(algorithm=algorithm, generator=model, scorer=None, task=task, budget=Budget(steps=steps)))
+    tree, end = algorithm.tree, events[-1]
+    assert model.at_rest()
+    assert end.reason in {"finished", "exhausted", "steps"}
+
+    backups = [event for event in events if isinstance(event, Backup)]
+    assert tree.root.visits == len(backups)
+    for node in tree:
+        assert node.visits >= sum(child.visits for child in node.children)
+        ordinals = [child.ordinal for child in node.children]
+        assert len(set(ordinals)) == len(ordinals)
+        assert not algorithm.ordered or ordinals == sorted(ordinals)
+        assert all(child.parent is node and child.depth == node.depth + 1 for child in node.children)
+        assert node.live == [child for child in node.children if child.state in ("open", "expanded")]
+        assert len(node.children) + sum(child.copies - 1 for child in node.children) <= node.asked or states
+        assert node.mass <= 1 + 1e-9 or name in ("greedy", "best-of-n")
+        assert node.virtual >= 0
+        if node.children and algorithm.merges:
+            assert abs(sum(child.prior for child in node.children) - 1) < 1e-9
+            keys = [(child.text, child.finish) for child in node.children]
+            assert len(set(keys)) == len(keys)
+        if node.state == "closed":
+            assert all(child.state in ("closed", "terminal") for child in node.children)
+    if states and algorithm.merges:
+        names = [task.state(node.path_text) for node in tree if node.terminal is None and node.parent]
+        assert len(set(names)) == len(names)
+
+    answered = [node for node in tree.terminals if node.answer is not None]
+    if answered:
+        assert end.reward == max(node.reward for node in answered)
+        assert tree[end.best].terminal
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    configuration=CONFIGURATIONS,
+    branching=st.integers(1, 6),
+    depth=st.integers(1, 5),
+    seed=st.integers(0, 10_000),
+    sizes=st.tuples(st.integers(1, 9), st.integers(1, 40)),
+    paces=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    nodes=st.integers(1, 60),
+)
+def test_neither_capacity_nor_pace_changes_the_tree(
+    fake_model_class, letters, configuration, branching, depth, seed, sizes, paces, nodes
+):
+    name, options = configuration
+    found = []
+    for capacity, slowest in zip(sizes, paces, strict=True):
+        model = fake_model_class(branching=branching, depth=depth, seed=seed, capacity=capacity, slowest=slowest)
+        # An unordered algorithm fills a cut-short budget in the order of arrival, so it gets to its end.
+        budget = Budget(nodes=nodes) if name in ("beam", "mcts") else Budget()
+        algorithm = make_algorithm(name, options)
+        events = list(run_search(algorithm=algorithm, generator=model, scorer=None, task=letters, budget=budget))
+        found.append(({event.id: event for event in events if isinstance(event, NodeAdded)}, events[-1].best))
+    assert found[0] == found[1]
