@@ -30,7 +30,7 @@ class TreeBatch:
 
 
 def tree_attention_forward(
-    module: torch.nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
+from frtool.kernels.allocator import PhysicalKVAllocator
+from frtool.kernels.attention import plan_attention
 
-transformers = pytest.importorskip("transformers")
-
-from frtool.kernels.allocator import PhysicalKVAllocator  # noqa: E402
-from frtool.kernels.attention import plan_attention  # noqa: E402
-from frtool.models import hook  # noqa: E402
+from frtool.models import hook
 
 VOCAB = 61
 COMMON = {
@@ -75,6 +74,15 @@ MODELS = {
         {"scaling", "sliding_window", "s_aux"},
     ),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tiny matrices gain nothing from threads, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def build(kind: str, device: str = "cpu"):
