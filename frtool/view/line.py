@@ -73,8 +73,12 @@ class Line:
         return self.add(" " * (width - self.width))
 
     def ascii(self) -> Line:
-        """With a question mark for every character that a plain terminal lacks."""
-        self.runs = [(text.encode("ascii", "replace").decode(), style) for text, style in self.runs]
+        """With question marks for what a plain terminal lacks, each run as wide as before."""
+        runs = []
+        for text, style in self.runs:
+            width = cells(text)
+            runs.append((text.encode("ascii", "replace").decode()[:width].ljust(width), style))
+        self.runs = runs
         return self
 
     @property

@@ -25,9 +25,10 @@ def counters(model: TreeModel, width: int, glyphs: Glyphs) -> list[Line]:
         speed = Line(("batch ", DIM), glyphs.bar(tick.rows, tick.capacity, 8))
         speed.add(f" {tick.rows}/{tick.capacity} rows")
         speed.add(f"{glyphs.dot}{tick.tokens_per_second:,.0f} tokens/s", "cyan")
-        speed.add(f"{glyphs.dot}{tick.forks:,} forks, {tick.frees:,} frees")
         if tick.note:
-            speed.add(glyphs.dot + safe_line(tick.note, 60), "yellow")
+            speed.add(glyphs.dot).add(safe_line(tick.note), "yellow")
+        else:
+            speed.add(f"{glyphs.dot}{tick.forks:,} forks, {tick.frees:,} frees")
         lines += [kv, speed]
     return [line.fit(width, glyphs.more) for line in lines]
 
