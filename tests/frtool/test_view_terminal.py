@@ -1,0 +1,252 @@
+"""The live tree on a real pseudo-terminal, read back through a screen emulator."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+pexpect = pytest.importorskip("pexpect")
+pyte = pytest.importorskip("pyte")
+
+from frtool.search.events import Ended, NodeAdded, RunStarted  # noqa: E402
+
+from frtool.trace import TraceWriter  # noqa: E402
+from frtool.view.live import FRAME_SECONDS, LiveView  # noqa: E402
+from frtool.view.plain import PlainView  # noqa: E402
+
+SHOW = """
+import sys, time
+from frtool.search.events import Ended
+from frtool.trace import TraceReader
+from frtool.view import view_for
+with view_for() as view:
+    view.progress("reading weights")
+    time.sleep(0.3)
+    for event in TraceReader(sys.argv[1]):
+        time.sleep(float(sys.argv[2]))
+        view.show(event)
+"""
+
+
+class Terminal:
+    """A child on a pseudo-terminal, and the screen that it draws."""
+
+    def __init__(self, command: list[str], width: int, height: int, **env: str) -> None:
+        clean = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
+        self.child = pexpect.spawn(
+            command[0],
+            command[1:],
+            dimensions=(height, width),
+            timeout=30,
+            env=clean | {"TERM": "xterm-256color"} | env,
+        )
+        self.screen = pyte.Screen(width, height)
+        self.stream = pyte.ByteStream(self.screen)
+        self.raw = b""
+
+    def read(self, until: Callable[[], bool], seconds: float = 20.0) -> None:
+        """Feed the screen until `until()` holds or the child ends."""
+        end = time.monotonic() + seconds
+        while not until():
+            assert time.monotonic() < end, f"not within {seconds} s on:\n{self}"
+            try:
+                data = self.child.read_nonblocking(65536, timeout=0.1)
+            except pexpect.TIMEOUT:
+                continue
+            except pexpect.EOF:
+                break
+            self.raw += data
+            self.stream.feed(data)
+
+    def read_more(self) -> None:
+        seen = len(self.raw)
+        self.read(lambda: len(self.raw) > seen)
+
+    def finish(self) -> int:
+        self.read(lambda: False)
+        self.child.close()
+        return self.child.exitstatus if self.child.exitstatus is not None else -self.child.signalstatus
+
+    def resize(self, width: int, height: int) -> None:
+        self.screen.resize(height, width)
+        self.child.setwinsize(height, width)
+
+    @property
+    def lines(self) -> list[str]:
+        return [line.rstrip() for line in self.screen.display]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+@pytest.fixture
+def show(tmp_path, make_events):
+    def start(width: int = 80, height: int = 24, pause: float = 0.006, **env: str) -> Terminal:
+        path = tmp_path / "t.jsonl"
+        with TraceWriter(path) as writer:
+            for event in make_events("mcts", nodes=100, seed=3, steer=False):
+                writer.write(event)
+        return Terminal([sys.executable, "-c", SHOW, str(path), str(pause)], width, height, **env)
+
+    return start
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 60)])
+def test_the_tree_grows_in_place(show, width, height):
+    terminal = show(width, height)
+    terminal.read(lambda: "reading weights" in str(terminal))
+    terminal.read(lambda: "✓" in str(terminal) and "blocks" in str(terminal))
+    text = str(terminal)
+    assert text.count("frtool mcts · embedded · cpu float32") == 1
+    assert terminal.lines[0].startswith("frtool mcts")
+    assert "Make 24 from 4, 5, 6, 10" in text
+    assert "tokens/s" in text
+    assert "reading weights" not in text
+    assert terminal.finish() == 0
+    text = str(terminal)
+    assert "✓ verified 24" in text
+    assert "without sharing" in text or "unshared" in text
+    assert not terminal.screen.cursor.hidden
+
+
+def test_the_best_path_is_bright_and_the_rest_is_counted(show):
+    terminal = show()
+    terminal.read(lambda: bool(re.search(r"\+\d+ more", str(terminal))) and "✓" in str(terminal))
+    row = next(i for i, line in enumerate(terminal.lines) if "✓" in line and "╴" in line)
+    cell = terminal.screen.buffer[row][terminal.lines[row].index("= 24")]
+    assert cell.bold
+    assert cell.fg == "green"
+    terminal.finish()
+
+
+def test_a_resize_leaves_one_picture(show):
+    terminal = show(pause=0.02)
+    terminal.read(lambda: "blocks" in str(terminal))
+    for width, height in ((50, 16), (120, 30), (80, 24)):
+        terminal.resize(width, height)
+        for _ in range(3):  # a frame may be half read, and the next one is the first of the new size
+            time.sleep(FRAME_SECONDS)
+            terminal.read_more()
+        text = str(terminal)
+        assert text.count("frtool mcts") == 1, text
+        assert text.count("Make 24 from") == 1, text
+    assert terminal.finish() == 0
+    assert str(terminal).count("✓ verified 24") == 1
+
+
+def test_without_colour_the_picture_says_the_same(show):
+    terminal = show(NO_COLOR="1")
+    assert terminal.finish() == 0
+    assert re.search(rb"\x1b\[[0-9;]*3[1-7]", terminal.raw) is None
+    assert "✓ verified 24" in str(terminal)
+
+
+def test_a_dumb_terminal_gets_lines(show):
+    terminal = show(TERM="dumb")
+    assert terminal.finish() == 0
+    assert b"\x1b" not in terminal.raw
+    assert b"frtool: mcts with embedded on cpu float32" in terminal.raw
+    assert "verified 24" in str(terminal)
+
+
+def test_an_ascii_terminal_gets_ascii(show):
+    terminal = show(PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert terminal.finish() == 0
+    assert terminal.raw.isascii()
+    assert "|-" in str(terminal)
+    assert "+ verified 24" in str(terminal)
+
+
+HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e[bold red]x[/]\r\nnext\x00"
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_hostile_text_never_reaches_the_terminal_raw(width):
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=width, height=30, color_system="standard")
+    run = RunStarted(HOSTILE, {"algorithm": HOSTILE, "model": HOSTILE}, {"name": HOSTILE, "attention": HOSTILE})
+    step = NodeAdded("0.0", HOSTILE, 1, -1.0, 0.5, 0.5, "end", HOSTILE, True)
+    with LiveView(console) as view:
+        view.progress(HOSTILE)
+        for event in (run, step, Ended("failed: " + HOSTILE, "0.0", HOSTILE)):
+            view.show(event)
+    plain = PlainView(Console(file=stream, force_terminal=True, width=width))
+    plain.progress(HOSTILE)
+    for event in (run, step, Ended(HOSTILE, "0.0", HOSTILE)):
+        plain.show(event)
+    out = stream.getvalue()
+    assert "\x1b[2J" not in out
+    assert "\x1b]" not in out
+    assert not set("\x00\x07\x9b\u202e") & set(out)
+    assert "[bold red]x[/]" in out
+
+
+class Clock:
+    """Time that passes only where it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_there_are_at_most_ten_frames_a_second(make_events):
+    clock = Clock()
+    view = LiveView(Console(file=io.StringIO(), force_terminal=True, width=80, height=24), clock=clock)
+    events = make_events("mcts", nodes=100)[:-1]
+    with view:
+        for event in events:
+            view.show(event)
+            clock.now += 0.001
+    assert 1 <= view.frames <= len(events) * 0.001 / FRAME_SECONDS + 1
+
+
+def test_a_dear_frame_makes_frames_rare(make_events):
+    clock = Clock()
+
+    class SlowTerminal(io.StringIO):
+        def write(self, text: str) -> int:
+            clock.now += 0.05
+            return super().write(text)
+
+    view = LiveView(Console(file=SlowTerminal(), force_terminal=True, width=80, height=24), clock=clock)
+    with view:
+        for event in make_events("mcts", nodes=100)[:-1]:
+            view.show(event)
+            clock.now += 0.05
+    assert view.drawing_seconds < 0.03 * clock.now
+
+
+def test_drawing_takes_under_three_percent_of_a_run(make_events):
+    events = make_events("mcts", nodes=100)[:-1]
+    view = LiveView(Console(file=io.StringIO(), force_terminal=True, width=200, height=60))
+    begin = time.perf_counter()
+    with view:
+        while time.perf_counter() - begin < 1.5:
+            for event in events:
+                view.show(event)
+                time.sleep(0.001)
+    assert view.drawing_seconds < 0.03 * (time.perf_counter() - begin)
+
+
+def test_plain_lines_are_few_and_far_between(make_events):
+    clock = Clock()
+    stream = io.StringIO()
+    view = PlainView(Console(file=stream, width=100), clock=clock)
+    events = make_events("mcts", nodes=300, seed=3)
+    for event in events[:-1]:
+        view.show(event)
+        clock.now += 120 / len(events)  # a search of two minutes
+    lines = stream.getvalue().splitlines()
+    assert 5 <= len(lines) <= 14
+    assert all(line.startswith("frtool: ") for line in lines)
+    assert "KV" in lines[-1]
+    assert "best" in lines[-1]
