@@ -47,6 +47,10 @@ def run_search(
     return run.events(RunStarted(prompt, config or {}, model or {}, generator.prompt_tokens))
 
 
+_CUT_SHORT = ("tokens", "seconds", "interrupted")
+"""Reasons that say nothing of how many steps there may be, so that finished steps which wait for their turn count."""
+
+
 class _Run:
     def __init__(
         self,
@@ -126,6 +130,8 @@ class _Run:
         while True:
             reason = self._stop()
             if reason is not None:
+                if reason in _CUT_SHORT:
+                    yield from self._settle(sorted(self.finished.items()), told=False)
                 return reason
             room = generator.capacity - generator.outstanding
             left = self.budget.room(nodes=len(tree), steps=self.steps, under_way=len(self.asked))
@@ -178,8 +184,11 @@ class _Run:
             self.turn += 1
         return ready
 
-    def _settle(self, ready: list[tuple[int, Step]]) -> Iterator[Event]:
-        """Turn finished steps into nodes, score them in one call, and tell the algorithm of one after the other."""
+    def _settle(self, ready: list[tuple[int, Step]], told: bool = True) -> Iterator[Event]:
+        """Turn finished steps into nodes, score them in one call, and tell the algorithm of one after the other.
+
+        With `told` false they only join the tree: the search is over and they were waiting for their turn.
+        """
         tree = self.tree
         results: list[tuple[Step, Node, bool]] = []
         for place, step in ready:
@@ -205,6 +214,8 @@ class _Run:
             else:
                 tree.repeat(expand, node)
             yield self._node_added(step, node, new)
+            if not told:
+                continue
             leaving = self.algorithm.tell(tree, expand, node)
             if tree.journal:
                 yield from tree.journal

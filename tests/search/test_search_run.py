@@ -130,6 +130,19 @@ def test_without_a_finished_path_the_best_leaf_answers(search, fake_model):
     assert found.end.terminals == 0
 
 
+def test_finished_steps_that_wait_for_an_earlier_one_still_count_at_the_end(search, scripted_model):
+    class SlowFirst(scripted_model):
+        def submit(self, expand):
+            super().submit(expand)
+            self.under_way[expand] = 1000 if expand.ordinal == 0 else 1
+
+    polls = itertools.count()
+    model = SlowFirst(draws={"": "abcd"}, rewards={"a": 0.1, "b": 0.2, "c": 0.7, "d": 0.6}, capacity=4)
+    found = search("beam", model, options={"width": 4, "keep": 2}, interrupted=lambda: next(polls) > 5)
+    assert [node.id for node in found.nodes()] == ["0.1", "0.2", "0.3"]
+    assert (found.end.reason, found.end.answer) == ("interrupted", "c")
+
+
 def test_a_path_ends_at_the_depth_limit(search, fake_model):
     found = search("best-of-n", fake_model(depth=99), options={"n": 2}, max_depth=4)
     assert [node.terminal for node in found.nodes() if node.id.count(".") == 4] == ["length", "length"]
