@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .families import Families
 from .options import OptionError, option
 from .protocols import Expand
 from .select import AGGREGATES, choose, rank, value
 from .tree import Node, SearchTree
-
-COVERED = 0.99
-"""Probability mass above which a node's children are taken to be all that the model would write."""
-
-
-@dataclass(slots=True)
-class _Beam:
-    """One path of the level under way: how many distinct children it is to get and what it has got."""
-
-    node: Node
-    wanted: int
-    limit: int
-    tried: int = 0
-    waiting: int = 0
-    found: int = 0
-
-    def more(self) -> int:
-        """Samples to ask for now: what is missing, while tries are left and the model has more to say."""
-        if self.node.mass >= COVERED:
-            return 0
-        return max(0, min(self.wanted - self.found, self.limit - self.tried))
 
 
 @dataclass
@@ -66,56 +44,31 @@ class Beam:
             raise OptionError(
                 f"{self.keep} beams of {self.expand} children are more than width {self.width}", option="expand"
             )
-        self._level: dict[str, _Beam] = {}
-        self._queue: deque[Expand] = deque()
-        self._open = 0
-        """Beams of the level whose children are not complete."""
+        self._families = Families(self.oversample)
         self._children: list[Node] = []
         self._started = False
 
     def ask(self, tree: SearchTree, room: int) -> list[Expand]:
         if not self._started:
             self._started = True
-            self._begin(tree, [tree.root], self.width)
-        return [self._queue.popleft() for _ in range(min(room, len(self._queue)))]
+            self._families.want(tree, tree.root, self.width)
+        return self._families.take(room)
 
     def tell(self, tree: SearchTree, expand: Expand, node: Node) -> list[Node]:
-        beam = self._level[expand.parent]
-        beam.waiting -= 1
-        if node.ordinal == expand.ordinal and node.parent is beam.node:
-            beam.found += 1
-            self._children.append(node)
-            if node.terminal is not None:
-                tree.backup(node, self._worth(node))
-        if beam.waiting:
+        if node.id == expand.id and node.terminal is not None:
+            tree.backup(node, self._worth(node))
+        family = self._families.tell(tree, expand, node)
+        if family is None:
             return []
-        self._sample(tree, beam)
-        if beam.waiting:
-            return []
-        self._open -= 1
-        leaving = [] if beam.node is tree.root else [tree.leave(beam.node, "expanded")]
-        if not self._open:
-            leaving += self._cut(tree)
-        return leaving
+        self._children += family.children
+        leaving = [] if family.node is tree.root else [tree.leave(family.node, "expanded")]
+        return leaving if self._families else leaving + self._cut(tree)
 
     def done(self, tree: SearchTree) -> bool:
-        return self._started and not self._level
+        return self._started and not self._families
 
     def best(self, tree: SearchTree) -> Node | None:
         return choose(tree, worth=self._worth)
-
-    def _begin(self, tree: SearchTree, nodes: list[Node], wanted: int) -> None:
-        limit = math.ceil(wanted * self.oversample)
-        self._level = {node.id: _Beam(node, wanted, limit) for node in nodes}
-        self._open = len(nodes)
-        for beam in self._level.values():
-            self._sample(tree, beam)
-
-    def _sample(self, tree: SearchTree, beam: _Beam) -> None:
-        more = beam.more()
-        beam.tried += more
-        beam.waiting += more
-        self._queue.extend(tree.want(beam.node) for _ in range(more))
 
     def _cut(self, tree: SearchTree) -> list[Node]:
         """Keep the best paths and begin the next level with them; returns the nodes that fall out."""
@@ -125,7 +78,8 @@ class Beam:
         stay = set(beams)
         leaving = [tree.leave(node, "pruned", "beam") for node in unfinished if node not in stay]
         self._children = []
-        self._begin(tree, beams, self.expand or self.width // self.keep)
+        for beam in beams:
+            self._families.want(tree, beam, self.expand or self.width // self.keep)
         return leaving
 
     def _worth(self, node: Node) -> float:

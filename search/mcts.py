@@ -12,9 +12,6 @@ from .protocols import Expand
 from .select import choose, value
 from .tree import Node, SearchTree
 
-COVERED = 0.99
-"""Probability mass above which a node's children are taken to be all that the model would write."""
-
 
 @dataclass(slots=True, eq=False)
 class _Simulation:
@@ -86,8 +83,7 @@ class MCTS:
 
     def tell(self, tree: SearchTree, expand: Expand, node: Node) -> list[Node]:
         simulation = self._running.popleft()
-        parent = simulation.node
-        if node.parent is parent and node.ordinal == expand.ordinal:
+        if node.id == expand.id:
             self._see(value(node))
             node.virtual += 1
             simulation.node = node
@@ -175,7 +171,7 @@ class MCTS:
         return closed is node
 
     def _exhausted(self, node: Node) -> bool:
-        return node.duplicates >= self.max_duplicates or node.mass >= COVERED
+        return node.duplicates >= self.max_duplicates or node.covered
 
     def _widens(self, node: Node) -> bool:
         if self._exhausted(node):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from .events import child_id
+
 if TYPE_CHECKING:
     from .tree import Node, SearchTree
 
@@ -16,6 +18,11 @@ class Expand:
 
     parent: str
     ordinal: int
+
+    @property
+    def id(self) -> str:
+        """Id of the node that the step will be, unless it is a duplicate."""
+        return child_id(self.parent, self.ordinal)
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,7 @@ class _Run:
                     generator.submit(expand)
                     self.asked[expand] = self.places
                     self.places += 1
-                yield Selected([child_id(expand.parent, expand.ordinal) for expand in wanted])
+                yield Selected([expand.id for expand in wanted])
             elif not self.asked:
                 return "exhausted"
             steps = generator.poll()

@@ -8,6 +8,9 @@ from collections.abc import Hashable, Iterator
 from .events import ROOT_ID, Backup, Event, child_id
 from .protocols import Expand, Step
 
+COVERED = 0.99
+"""Probability that a node's children must hold together to be taken for all that the model would write."""
+
 
 class Node:
     """One step of reasoning and the path that it ends.
@@ -111,6 +114,11 @@ class Node:
     def mean(self) -> float | None:
         """Mean of the values backed up, None before the first."""
         return self.total / self.visits if self.visits else None
+
+    @property
+    def covered(self) -> bool:
+        """Whether sampling more children is not worth it, because those there hold nearly all probability."""
+        return self.mass >= COVERED
 
     def path(self) -> list[Node]:
         """From the root to this node, both included."""

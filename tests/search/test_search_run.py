@@ -9,10 +9,10 @@ import pytest
 from frtool.search.budget import Budget
 from frtool.search.events import Ended, NodeAdded, Pruned, RunStarted, Selected, Tick, from_record, to_record
 from frtool.search.protocols import OutOfMemory
-from frtool.search.registry import make_algorithm
+from frtool.search.registry import ALGORITHMS, make_algorithm
 from frtool.search.run import run_search
 
-ALL = ["greedy", "best-of-n", "beam", "mcts"]
+ALL = list(ALGORITHMS)
 
 
 class CountingScorer:
@@ -85,9 +85,9 @@ def test_the_same_search_twice_gives_the_same_events(search, fake_model, name):
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 17, 60])
-@pytest.mark.parametrize("name", ["best-of-n", "beam", "mcts"])
+@pytest.mark.parametrize("name", [name for name in ALL if name != "greedy"])
 def test_a_node_budget_is_met_exactly(search, fake_model, name, nodes):
-    options = {"best-of-n": {"n": 40}, "beam": {"width": 40, "keep": 10}, "mcts": {}}[name]
+    options = {key: 40 for key in ("n", "width") if key in ALGORITHMS[name]}
     found = search(name, fake_model(branching=9, depth=5, capacity=8), options=options, budget=Budget(nodes=nodes))
     assert (found.end.reason, found.end.nodes) == ("nodes", nodes)
 
