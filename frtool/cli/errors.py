@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 from frtool.errors import FrtoolError, UsageError
@@ -11,25 +12,27 @@ _NO_MEMORY = ("OutOfMemoryError", "MemoryError", "OutOfBlocks", "OutOfMemory")
 
 def complain(error: FrtoolError) -> int:
     """Print the error on stderr; its exit status."""
-    from rich.console import Console
     from rich.text import Text
 
+    from frtool.view.console import StderrConsole
     from frtool.view.safe import safe_line
 
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    try:
+    console = StderrConsole()
+    with contextlib.suppress(OSError):  # nobody is there to read it; the status still tells
         console.print(Text.assemble(("error: ", "bold red"), safe_line(error.message, 2000)), soft_wrap=True)
         if error.hint:
             console.print(Text.assemble(("hint: ", "bold cyan"), safe_line(error.hint, 2000)), soft_wrap=True)
-    except OSError:
-        pass  # nobody is there to read it; the status still tells
     return error.exit_code
 
 
 def explain(error: BaseException) -> FrtoolError:
     """A known failure for any exception: itself, out of memory, or the unexpected by its name."""
+    from frtool.search.options import OptionError
+
     if isinstance(error, FrtoolError):
         return error
+    if isinstance(error, OptionError):
+        return UsageError(str(error))
     name = type(error).__name__
     said = " ".join(str(error).split())
     if name in _NO_MEMORY:

@@ -190,7 +190,13 @@ def _print(model: TreeModel, error: FrtoolError | None, code: int, output: Outpu
             record = {"error": error.message, "hint": error.hint} | record
         elif model.run is None:
             record = {"error": "interrupted before the search began"}
-        text = safe_json({"status": code} | record, indent=2 if stdout is not None and stdout.isatty() else None)
+        record = {"status": code} | record
+        indent = 2 if stdout is not None and stdout.isatty() else None
+        try:
+            text = safe_json(record, indent=indent)
+        except RecursionError:  # hundreds of levels; readers of JSON could not nest so deep either
+            text = safe_json(record | {"tree": None}, indent=indent)
+            complain(FrtoolError("the tree is too deep for JSON and was left out", hint="--trace holds it whole"))
     elif ended is not None and ended.answer is not None:
         text = safe_text(ended.answer)
     else:

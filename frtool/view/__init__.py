@@ -20,11 +20,10 @@ def view_for(*, quiet: bool = False, progress: bool = True) -> View:
         from .quiet import QuietView
 
         return QuietView()
-    from rich.console import Console
-
+    from .console import StderrConsole
     from .plain import PlainView
 
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    console = StderrConsole()
     progress = progress and not os.environ.get("FRTOOL_NO_PROGRESS")
     # Forced colour may make a pipe look like a terminal to Rich; only a real one can be redrawn.
     if progress and console.is_interactive and not console.is_dumb_terminal and sys.stderr.isatty():

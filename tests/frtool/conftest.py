@@ -38,12 +38,14 @@ class ArithmeticGenerator:
     branches: int = 0
     peak: int = 0
     forks: int = 0
+    pause: float = 0.0
 
     def submit(self, expand: Expand) -> None:
         self.queue.append(expand)
         self.forks += 1
 
     def poll(self) -> list[Step]:
+        time.sleep(self.pause)
         count = max(1, len(self.queue) // 2)
         done, self.queue = self.queue[:count], self.queue[count:]
         return [self._step(e) for e in done]
@@ -144,8 +146,8 @@ class FakeSession:
     """Stands for `frtool.session.Session`: the search above, with the faults that a prompt asks for.
 
     A prompt that contains a word of these does so: `unsolved` finds nothing, `refused` fails while loading,
-    `broken` fails in the middle, `crash` raises what nobody expects, `slow` sleeps between events, `hang` ignores the
-    first interrupt, `noisy` prints on stdout, `hostile` answers with escape sequences.
+    `broken` fails in the middle, `crash` raises what nobody expects, `slow` sleeps at each step, `hang` does so
+    and ignores the first interrupt, `noisy` prints on stdout, `hostile` answers with escape sequences.
     """
 
     def __init__(self, config: SearchConfig) -> None:
@@ -180,7 +182,11 @@ class FakeSession:
         for i, event in enumerate(
             run_search(
                 algorithm=make_algorithm(self.config.algorithm, self.config.algorithm_options),
-                generator=ArithmeticGenerator(seed=self.config.seed, target=1000 if "unsolved" in prompt else 24),
+                generator=ArithmeticGenerator(
+                    seed=self.config.seed,
+                    target=1000 if "unsolved" in prompt else 24,
+                    pause=0.1 if "slow" in prompt or "hang" in prompt else 0.0,
+                ),
                 scorer=None,
                 task=Hostile() if "hostile" in prompt else LastNumber(),
                 verifier=IsTarget() if "unsolved" in prompt else None,
@@ -191,8 +197,6 @@ class FakeSession:
                 prompt=prompt,
             )
         ):
-            if "slow" in prompt or "hang" in prompt:
-                time.sleep(0.05)
             if "broken" in prompt and i == 20:
                 raise ModelError("the weights have gone", hint="look for them")
             yield event
