@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -81,8 +82,8 @@ class SearchConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{_flag(name)} is {value}, but must be at least 1")
-        if self.seconds is not None and not self.seconds > 0:
-            raise UsageError(f"--seconds is {self.seconds:g}, but must be more than 0")
+        if self.seconds is not None and not 0 < self.seconds < math.inf:
+            raise UsageError(f"--seconds is {self.seconds:g}, but must be more than 0 and finite")
         if self.temperature is not None and not 0 <= self.temperature <= 100:
             raise UsageError(f"--temperature is {self.temperature:g}, but must lie in 0 to 100")
         if not 0 < self.top_p <= 1:
