@@ -1,0 +1,119 @@
+"""Which tile sizes to launch with: a shipped table for Hopper, for other GPUs a choice by timing, kept on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelConfig:
+    """Compile-time sizes of the kernel. Rows are query tokens times heads of a group, padded to a power of two."""
+
+    wide_rows: int
+    """Rows of a wide tile; 0 for none."""
+    wide_keys: int
+    wide_stages: int
+    narrow_keys: int
+    narrow_stages: int
+    warps: int = 8
+    max_registers: int | None = None
+    group_rows: int = 16
+    merge_unroll: int = 8
+
+
+# 128 registers and under 113 KB of shared memory: two programs fit a multiprocessor, one of each kind at best.
+_HOPPER = {
+    64: KernelConfig(128, 64, 3, 128, 3, max_registers=128),
+    128: KernelConfig(128, 64, 2, 64, 4, max_registers=128),
+    256: KernelConfig(64, 32, 2, 32, 4, max_registers=128),
+}
+_SINGLE = KernelConfig(0, 32, 2, 32, 2)  # fp32 runs without tensor cores: narrow tiles only
+_CANDIDATES = (
+    KernelConfig(128, 64, 2, 64, 4, max_registers=128),
+    KernelConfig(128, 64, 2, 64, 3),
+    KernelConfig(64, 64, 2, 64, 3, warps=4),
+    KernelConfig(64, 32, 2, 64, 2, warps=4),
+    KernelConfig(64, 32, 2, 32, 2, warps=4),
+    KernelConfig(0, 32, 2, 32, 2, warps=4),
+)
+FALLBACK = _CANDIDATES[-1]
+"""Fits every GPU that Triton supports."""
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """The power of two that the kernel computes a head in."""
+    return max(16, 1 << (head_dim - 1).bit_length())
+
+
+def shipped_config(dtype: torch.dtype, head_dim: int, capability: tuple[int, int] | None) -> KernelConfig | None:
+    """The table's choice for a compute capability (None: the interpreter), or None where there is none."""
+    if dtype == torch.float32:
+        return _SINGLE
+    if capability is None or capability[0] == 9:
+        return _HOPPER[min(max(padded_head_dim(head_dim), 64), 256)]
+    return None
+
+
+def cache_path() -> Path:
+    """Where timed choices are kept: `triton-tuning.json` below FRTOOL_CACHE, XDG_CACHE_HOME/frtool or ~/.cache."""
+    folder = os.environ.get("FRTOOL_CACHE")
+    if folder is None:
+        folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "frtool")
+    return Path(folder) / "triton-tuning.json"
+
+
+def _read(path: Path) -> dict[str, dict[str, int | None]]:
+    try:
+        table = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return table if isinstance(table, dict) else {}
+
+
+def timed_config(key: str, time: Callable[[KernelConfig], float]) -> KernelConfig:
+    """The fastest candidate, from the cache file or by calling `time` (seconds; it raises where one does not fit).
+
+    `key` names all that the choice depends on: GPU, Triton, dtype, head size.
+    """
+    path = cache_path()
+    known = _read(path).get(key)
+    if known is not None:
+        try:
+            return KernelConfig(**known)  # type: ignore[arg-type]
+        except TypeError:
+            _LOG.info("ignoring a tuning entry of another version in %s", path)
+    best, best_time = FALLBACK, float("inf")
+    for config in _CANDIDATES:
+        try:
+            seconds = time(config)
+        except Exception as error:  # a config that does not fit raises whatever the compiler or driver raises
+            _LOG.info("%s does not run here: %s", config, error)
+            continue
+        if seconds < best_time:
+            best, best_time = config, seconds
+    table = _read(path)
+    table[key] = asdict(best)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(table, indent=1, sort_keys=True))
+        temporary.replace(path)
+    except OSError as error:
+        _LOG.info("cannot keep tuning results in %s: %s", path, error)
+    return best
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a CUDA device; a small number for the interpreter, so that tests see split streams."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
