@@ -21,7 +21,7 @@ from .gguf_reading import parsed_once
 from .hook import ATTENTION_NAME
 from .memory import require_memory
 from .resolve import ModelSource, Progress, resolve_model
-from .support import TESTED_TYPES, check_class, check_config, position_limit
+from .support import TESTED_TYPES, check_class, check_config, position_limit, refuse
 from .text import one_line
 
 # End of a turn in chat formats whose end token the generation config may not list.
@@ -179,7 +179,7 @@ def _model_class(config: Any, name: str, trust_remote_code: bool) -> Any:
         if trust_remote_code and getattr(config, "auto_map", None):
             return AutoModelForCausalLM
         kind = one_line(config.model_type, 40)
-        raise ModelError(f"{name} cannot be searched: {kind} is no causal language model") from None
+        raise refuse(name, f"{kind} is no causal language model") from None
     if isinstance(model_class, tuple):
         model_class = model_class[0]
     check_class(model_class, config, name)
@@ -224,6 +224,7 @@ def _weights(model_class: Any, name: str, directory: Path, device: torch.device,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
             **options,
         )
     except FrtoolError:
@@ -232,12 +233,12 @@ def _weights(model_class: Any, name: str, directory: Path, device: torch.device,
         raise ModelError(f"{name} does not fit into the memory of {device}", hint="use a smaller model") from None
     except Exception as error:
         raise ModelError(f"the weights of {name} cannot be loaded: {one_line(error)}") from None
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"{name} lacks {len(missing)} weights, such as {one_line(missing[0], 80)}",
-            hint="the files do not belong together, or the download is incomplete",
-        )
+    foreign = "the files do not belong together, or the download is incomplete"
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"{name} lacks {len(missing)} of its weights: {one_line(', '.join(missing))}", hint=foreign)
+    if mismatched := sorted(info["mismatched_keys"]):
+        key, found, expected = mismatched[0]
+        raise ModelError(f"{name}: {one_line(key, 80)} is {list(found)}, not {list(expected)}", hint=foreign)
     return model.eval().requires_grad_(False)
 
 

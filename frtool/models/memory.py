@@ -30,13 +30,14 @@ def require_memory(name: str, needed: int, device: torch.device) -> None:
     free = free_memory(device)
     if needed + HEADROOM_BYTES > free:
         raise ModelError(
-            f"{name} needs {gigabytes(needed)} for its weights, {device} has {gigabytes(free)} free",
+            f"{name} needs {size_text(needed)} for its weights, {device} has {size_text(free)} free",
             hint="use a smaller model, --dtype bf16, or a device with more memory",
         )
 
 
-def gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
+def size_text(count: int) -> str:
+    """`count` bytes in decimal megabytes or gigabytes."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _machine_left(meminfo: Path) -> int | None:

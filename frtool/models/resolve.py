@@ -11,6 +11,7 @@ from frtool.errors import ModelError
 
 from .checkpoint import PICKLE_SUFFIXES
 from .gguf_header import MAGIC
+from .text import one_line
 
 EMBEDDED = "embedded"
 EMBEDDED_DIRECTORY = Path(__file__).with_name("embedded")
@@ -51,13 +52,13 @@ def resolve_model(spec: str) -> ModelSource:
         if path.is_file():
             return _file(path)
     except OSError as error:
-        raise ModelError(f"{spec} cannot be read: {error.strerror}") from None
+        raise ModelError(f"{one_line(spec)} cannot be read: {error.strerror}") from None
     if not spec.startswith((".", "/", "~")):
         if match := HUB_GGUF.fullmatch(spec):
             return ModelSource("hub", Path(match[2]).stem, Path(), match[1], match[2])
         if HUB_ID.fullmatch(spec) and path.suffix not in (".gguf", ".safetensors", *PICKLE_SUFFIXES):
             return ModelSource("hub", spec, Path(), spec)
-    raise ModelError(f"no such file or directory: {spec}", hint="pass a directory, a .gguf file or a hub id")
+    raise ModelError(f"no such file or directory: {one_line(spec)}", hint="pass a directory, a .gguf file or a hub id")
 
 
 def _directory(path: Path) -> ModelSource:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def one_line(text: object, limit: int = 160) -> str:
-    """First non-empty line of `text` without control characters, at most `limit` characters."""
-    line = next((line for line in str(text).splitlines() if line.strip()), "")
-    line = "".join(char if char.isprintable() else "?" for char in line.strip())
+    """`text` with its white space collapsed and its control characters replaced, at most `limit` characters."""
+    line = " ".join(str(text)[: 8 * limit].split())
+    line = "".join(char if char.isprintable() else "?" for char in line)
     return line if len(line) <= limit else line[: limit - 1] + "…"
