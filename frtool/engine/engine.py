@@ -223,8 +223,10 @@ class Engine:
         """Let waiting steps into the batch, in order, while it has rows and the pool has blocks for them."""
         while self._waiting and len(self._rows) < self.capacity:
             row = self._waiting[0]
-            if self._rows and not self._make_room(self._blocks_to_join(row) + len(self._rows)):
-                return
+            if self._rows and self.allocator.free_blocks < (room := self._blocks_to_join(row) + len(self._rows)):
+                self._evict(room)
+                if self.allocator.free_blocks < room:
+                    return
             self._waiting.popleft()
             node, row.prefix = row.parent.anchor()
             if node is None:
@@ -242,16 +244,20 @@ class Engine:
         _, missing = row.parent.anchor()
         return -(-(len(missing) + len(row.tokens) + 1 + len(self._query)) // self.allocator.block_size) + 1
 
-    def _make_room(self, blocks: int) -> bool:
-        """Evict kept nodes until `blocks` are free; say whether they are."""
-        if self.allocator.free_blocks >= blocks:
-            return True
-        busy = [row.parent for row in self._open.values()]
-        for node in eviction_order(self._kept.values(), busy):
-            self._unbind(node)
+    def _evict(self, blocks: int) -> bool:
+        """Evict nodes and finished steps until `blocks` are free or none is left; say whether any was evicted."""
+        evicted = False
+        for node in eviction_order(self._kept.values(), [row.parent for row in self._rows]):
             if self.allocator.free_blocks >= blocks:
-                return True
-        return False
+                break
+            self._unbind(node)
+            evicted = True
+        for row in self._done.values():
+            if self.allocator.free_blocks >= blocks:
+                break
+            evicted = evicted or row.branch_id is not None
+            self._unbind(row)
+        return evicted
 
     def _unbind(self, holder: Row | Kept) -> None:
         if holder.branch_id is not None:
@@ -353,7 +359,7 @@ class Engine:
             try:
                 self.allocator.append_many(branches, [len(tokens) for _, tokens in feeds])
             except OutOfBlocks as error:
-                if self._make_room(error.needed):
+                if self._evict(error.needed):
                     continue
                 row = self._rows.pop()
                 self._unbind(row)

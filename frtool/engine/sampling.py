@@ -100,4 +100,5 @@ def _invert(mass: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     total = mass[:, -1:].contiguous()
     index = torch.searchsorted(mass, uniforms * total, right=True)
     # Rounding may lift the product to the total itself; the last entry with any weight is where the total is reached.
-    return torch.minimum(index, torch.searchsorted(mass, total))
+    # NaN exceeds nothing.
+    return torch.minimum(index, torch.searchsorted(mass, total)).clamp_(max=mass.shape[1] - 1)

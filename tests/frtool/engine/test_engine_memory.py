@@ -1,0 +1,165 @@
+"""What the engine holds, frees and does when the pool is full."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from frtool.search.protocols import OutOfMemory
+
+from frtool.models.load import LoadedModel
+
+Drive = Callable[..., Any]
+
+
+def release_everything(driver: Any) -> None:
+    driver.engine.cancel()
+    for step in [*driver.engine._done.values()]:
+        driver.engine.drop(driver.returned[step.parent.id, step.ordinal])
+    for name in list(driver.engine._kept):
+        driver.engine.release(name)
+    driver.engine.allocator.check()
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_nothing_leaks_whatever_is_kept_dropped_released_and_cancelled(
+    tiny: LoadedModel, drive: Drive, reads: bool
+) -> None:
+    draw = random.Random(0)
+    driver = drive(tiny, batch=4, delimiter="e", read_rewards=reads, num_blocks=200)
+    engine, asked = driver.engine, {}
+    driver.returned = {}
+    for turn in range(150):
+        open_nodes = [name for name, node in engine._kept.items() if node.logits is not None]
+        for name in draw.choices(open_nodes, k=draw.randrange(3)):
+            asked[name] = asked.get(name, -1) + 1
+            driver.submit(name, asked[name])
+        for step in driver.poll():
+            driver.returned[step.parent, step.ordinal] = step
+            draw.choice([engine.keep, engine.keep, engine.drop])(step)
+        idle = [name for name in engine._kept if name != "0"]
+        if idle and draw.random() < 0.2:
+            engine.release(draw.choice(idle))
+        if turn % 40 == 39:
+            engine.cancel()
+            assert engine.outstanding == 0
+        engine.allocator.check()
+    release_everything(driver)
+    assert engine.allocator.free_blocks == 200
+
+
+def test_children_share_the_prompt(tiny: LoadedModel, drive: Drive) -> None:
+    driver = drive(tiny, prompt="a" * 160, batch=64, max_step_tokens=10, block_size=8)
+    driver.submit("0", *range(64))
+    driver.poll()
+    kv = driver.engine.kv()
+    assert kv.logical_tokens == 160 + 64 * 161
+    assert kv.physical_tokens == 160 + 64
+    assert kv.blocks_used == 20 + 64
+    driver.finish()
+    kv = driver.engine.kv()
+    assert kv.unshared_peak_bytes > 8 * kv.peak_bytes
+
+
+def test_a_released_parent_leaves_its_children_what_they_share(tiny: LoadedModel, drive: Drive) -> None:
+    whole = drive(tiny, delimiter="e")
+    whole.grow(width=3, depth=3)
+    driver = drive(tiny, delimiter="e")
+    driver.grow(width=3, depth=2)
+    for name in ["0", *(n for n in driver.steps if n.count(".") == 1)]:
+        driver.engine.release(name)
+    for name in [n for n, s in driver.steps.items() if n.count(".") == 2 and s.finish == "step"]:
+        driver.submit(name, 0, 1, 2)
+    driver.finish()
+    assert driver.steps == whole.steps
+
+
+def test_a_parent_may_be_released_while_its_children_wait_or_grow(tiny: LoadedModel, drive: Drive) -> None:
+    whole = drive(tiny, delimiter="e")
+    whole.submit("0", *range(6))
+    whole.finish()
+    driver = drive(tiny, delimiter="e", batch=2)
+    driver.submit("0", *range(6))
+    driver.poll()
+    driver.engine.release("0")
+    driver.finish()
+    assert driver.steps == whole.steps
+
+
+def grow_all(driver: Any) -> dict[str, Any]:
+    """Three levels submitted as they come, so that many nodes are kept while others grow."""
+    driver.submit("0", *range(6))
+    while driver.engine.outstanding:
+        for step in driver.poll():
+            name = f"{step.parent}.{step.ordinal}"
+            driver.steps[name] = step
+            driver.engine.keep(step)
+            if step.finish == "step" and name.count(".") < 4:
+                driver.submit(name, *range(3))
+    return driver.steps
+
+
+@pytest.mark.parametrize("blocks", [12, 16, 24])
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_full_pool_evicts_and_recomputes_and_changes_no_step(
+    tiny: LoadedModel, drive: Drive, blocks: int, reads: bool
+) -> None:
+    options = {"delimiter": "e", "prompt": "make 24 from 1 2\n", "read_rewards": reads, "max_step_tokens": 20}
+    roomy = grow_all(drive(tiny, num_blocks=4000, **options))
+    driver = drive(tiny, num_blocks=blocks, **options)
+    tight = grow_all(driver)
+    assert len(roomy) > 60
+    assert tight == roomy
+    assert driver.engine.kv().peak_blocks <= blocks
+    driver.release_all()
+    assert driver.engine.allocator.free_blocks == blocks
+
+
+def test_sampled_tokens_are_counted_once_though_rows_are_put_back(tiny: LoadedModel, drive: Drive) -> None:
+    options = {"delimiter": "!", "max_step_tokens": 40, "prompt": "a" * 16, "block_size": 4}
+    counts = []
+    for blocks in (400, 16):
+        driver = drive(tiny, num_blocks=blocks, **options)
+        driver.submit("0", *range(8))
+        driver.finish()
+        counts.append((driver.engine.policy_tokens, driver.steps))
+    assert counts[0] == counts[1]
+
+
+def dig(driver: Any) -> None:
+    """Deeper and deeper, until the path no longer fits."""
+    name = "0"
+    for _ in range(60):
+        driver.submit(name, 0, 1, 2)
+        driver.finish()
+        name = max((n for n, s in driver.steps.items() if s.finish == "step"), key=lambda n: n.count("."))
+
+
+def test_a_path_that_cannot_fit_runs_out_of_memory(tiny: LoadedModel, drive: Drive) -> None:
+    driver = drive(tiny, prompt="a" * 16, block_size=4, num_blocks=16, delimiter="0", max_step_tokens=40, seed=2)
+    engine = driver.engine
+    with pytest.raises(OutOfMemory, match=r"step 0(\.\d+)+ needs \d more KV blocks, 0 are free of 16"):
+        dig(driver)
+    engine.allocator.check()
+    left = engine.outstanding
+    assert 0 < left <= 3
+    assert len(driver.steps) % 3 == (3 - left) % 3
+    release_everything(driver)
+    assert engine.allocator.free_blocks == 16
+
+
+def test_steps_that_were_not_collected_may_be_evicted_too(tiny: LoadedModel, drive: Drive) -> None:
+    options = {"prompt": "a" * 16, "block_size": 4, "delimiter": "e", "seed": 3}
+    whole = drive(tiny, num_blocks=500, **options)
+    whole.grow(width=12, depth=2)
+    driver = drive(tiny, num_blocks=16, **options)
+    driver.submit("0", *range(12))
+    driver.finish(keep=False)
+    for step in driver.steps.values():
+        driver.engine.keep(step)
+    for name in [n for n, s in driver.steps.items() if s.finish == "step"]:
+        driver.submit(name, *range(12))
+    driver.finish()
+    assert driver.steps == whole.steps
