@@ -8,6 +8,7 @@ blocks before it too, and the counts never rise along a branch: the blocks that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -117,6 +118,8 @@ class PhysicalKVAllocator:
         self.k_cache, self.v_cache = self.kv_cache.unbind(0)
         self._slot_view = self.kv_cache.view(2, num_layers, num_blocks * block_size, num_kv_heads, head_dim)
         self.block_bytes = self.kv_cache.element_size() * self.kv_cache.numel() // num_blocks
+
+        self._scratch: dict[str, torch.Tensor] = {}
 
         self._branches: dict[int, Branch] = {}
         self._next_id = 0
@@ -287,6 +290,15 @@ class PhysicalKVAllocator:
             raise ValueError(f"K and V must be {expected}, not {tuple(k.shape)} and {tuple(v.shape)}")
         self._slot_view[0, layer].index_copy_(0, slots, k.to(self.dtype))
         self._slot_view[1, layer].index_copy_(0, slots, v.to(self.dtype))
+
+    def scratch(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Uninitialised working memory on the pool's device, kept and reused under this name, so that a backend does
+        not pay for fresh pages at every call. Valid until the next call with the same name."""
+        numel = math.prod(shape)
+        buffer = self._scratch.get(name)
+        if buffer is None or buffer.numel() < numel or buffer.dtype != dtype:
+            buffer = self._scratch[name] = torch.empty(numel, dtype=dtype, device=self.device)
+        return buffer[:numel].view(shape)
 
     # What the pool holds
 

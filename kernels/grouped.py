@@ -21,7 +21,7 @@ from .tiles import TileBatch, TileSlab, cut_tiles
 
 CHUNK = 64
 """Keys a chunk. Wider chunks read more shared keys once a branch instead of once; narrower ones sum more pieces."""
-_SLAB_BYTES = 32 << 20
+_SLAB_BYTES = 8 << 20
 """Scores and partial results held at once, about."""
 _LANES = 16
 """Softmax over rows of a multiple of this many, ended by -inf, sums in an order that the padding does not change."""
@@ -94,11 +94,10 @@ def attend_grouped(
     work = plan._work.get((window, heads))
     if work is None:
         work = plan._work[window, heads] = _lay_out(plan.tree, allocator, window, heads)
-    k_rows, v_rows = (c[layer].view(-1, dim) for c in (allocator.k_cache, allocator.v_cache))  # [slots * Hk, D]
     scaled = q.float() * scale
     for slab in work:
         queries = scaled if slab.queries is None else scaled.index_select(0, slab.queries)
-        result = _attend_slab(queries.reshape(-1, dim), k_rows, v_rows, slab, softcap, sinks).view(-1, heads, dim)
+        result = _attend_slab(queries.reshape(-1, dim), allocator, layer, slab, softcap, sinks).view(-1, heads, dim)
         if slab.queries is None:
             out.copy_(result)
         else:
@@ -108,41 +107,49 @@ def attend_grouped(
 
 def _attend_slab(
     queries: torch.Tensor,
-    k_rows: torch.Tensor,
-    v_rows: torch.Tensor,
+    allocator: PhysicalKVAllocator,
+    layer: int,
     slab: _Slab,
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """queries `[t * Hq, D]` fp32, scaled; k_rows, v_rows `[slots * Hk, D]`. Returns `[t * Hq, D]` fp32."""
+    """queries `[t * Hq, D]` fp32, scaled. Returns `[t * Hq, D]` fp32, in scratch memory."""
     dim = queries.shape[1]
-    means = queries.new_empty(slab.rows + 1, dim)
+    scratch = allocator.scratch
+    means = scratch("means", slab.rows + 1, dim)
     means[-1] = 0
-    logs = queries.new_full((slab.rows + 1,), -torch.inf)
+    logs = scratch("logs", slab.rows + 1)
+    logs[-1] = -torch.inf
     begin = 0
     for batch in slab.batches:
         n, kv_heads, tile_queries, query_rows = batch.shape
         m = tile_queries * query_rows
         end = begin + n * kv_heads * m
-        q = queries.index_select(0, batch.q_rows).view(n * kv_heads, m, dim)
-        k = k_rows.index_select(0, batch.kv_rows).float().view(n * kv_heads, CHUNK, dim)
-        v = v_rows.index_select(0, batch.kv_rows).float().view(n * kv_heads, CHUNK, dim)
-        scores = torch.bmm(q, k.transpose(1, 2))  # [n * Hk, M, C]
+        q = scratch("q", n * kv_heads * m, dim)
+        torch.index_select(queries, 0, batch.q_rows, out=q)
+        k, v = (
+            _gather(allocator, name, cache[layer], batch.kv_rows).view(n * kv_heads, CHUNK, dim)
+            for name, cache in (("k", allocator.k_cache), ("v", allocator.v_cache))
+        )
+        scores = scratch("scores", n * kv_heads, m, CHUNK)
+        torch.bmm(q.view(n * kv_heads, m, dim), k.transpose(1, 2), out=scores)
         if softcap is not None:
             scores.div_(softcap).tanh_().mul_(softcap)
         if batch.hidden is not None:
-            masked = len(batch.hidden)
-            scores.view(n, kv_heads, tile_queries, query_rows, CHUNK)[:masked] += batch.hidden
-        weights = torch.softmax(scores, dim=2)
+            scores.view(n, kv_heads, tile_queries, query_rows, CHUNK)[: len(batch.hidden)] += batch.hidden
+        weights = scratch("weights", n * kv_heads, m, CHUNK)
+        torch.softmax(scores, 2, out=weights)
         # The largest weight is 1 / sum(exp(score - largest score)).
-        torch.sub(scores.amax(dim=2), weights.amax(dim=2).log_(), out=logs[begin:end].view(n * kv_heads, m))
+        torch.sub(scores.amax(2), weights.amax(2).log_(), out=logs[begin:end].view(n * kv_heads, m))
         torch.bmm(weights, v, out=means[begin:end].view(n * kv_heads, m, dim))
         begin = end
     logs = logs.index_select(0, slab.weigh).view(len(queries), -1)
     if sinks is not None:
         logs[:, 0] = sinks.float().repeat(len(queries) // len(sinks))
-    shares = torch.softmax(logs, dim=1)[:, 1 : slab.pieces + 1]  # [t * Hq, pieces]
-    terms = means.index_select(0, slab.merge).view(slab.pieces, len(queries), dim)
+    shares = torch.softmax(logs, 1)[:, 1 : slab.pieces + 1]  # [t * Hq, pieces]
+    terms = scratch("terms", slab.pieces * len(queries), dim)
+    torch.index_select(means, 0, slab.merge, out=terms)
+    terms = terms.view(slab.pieces, len(queries), dim)
     terms *= shares.t()[:, :, None]
     result = terms[0]
     for term in terms[1:]:
@@ -150,16 +157,36 @@ def _attend_slab(
     return result
 
 
+def _gather(allocator: PhysicalKVAllocator, name: str, layer: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """float32 `[len(rows), D]`: rows of a layer's K or V `[blocks, size, Hk, D]`, in scratch memory."""
+    dim = layer.shape[-1]
+    gathered = allocator.scratch(name, len(rows), dim, dtype=layer.dtype)
+    torch.index_select(layer.view(-1, dim), 0, rows, out=gathered)
+    if layer.dtype == torch.float32:
+        return gathered
+    return allocator.scratch(f"{name} float32", len(rows), dim).copy_(gathered)
+
+
 def _lay_out(tree: TreePlan, allocator: PhysicalKVAllocator, window: int | None, heads: int) -> list[_Slab]:
     dim, kv_heads, device = allocator.head_dim, allocator.num_kv_heads, allocator.device
     slab_pieces = max(_SLAB_BYTES // (heads * (2 * CHUNK + 2 * dim) * 4), 1)
     slabs = cut_tiles(tree, CHUNK, window, slab_pieces)
-    least_rows = _least_rows(dim, CHUNK, torch.get_num_threads(), device.type)
+    threads = torch.get_num_threads()
+    least_rows = _least_rows(dim, threads, device.type)
+    least_tiles = -(-threads // kv_heads)
     in_order = len(slabs) == 1 and np.array_equal(slabs[0].queries, np.arange(tree.num_queries))
-    return [_slab(slab, heads, kv_heads, least_rows, device, in_order) for slab in slabs]
+    return [_slab(slab, heads, kv_heads, least_rows, least_tiles, device, in_order) for slab in slabs]
 
 
-def _slab(slab: TileSlab, heads: int, kv_heads: int, least_rows: int, device: torch.device, in_order: bool) -> _Slab:
+def _slab(
+    slab: TileSlab,
+    heads: int,
+    kv_heads: int,
+    least_rows: int,
+    least_tiles: int,
+    device: torch.device,
+    in_order: bool,
+) -> _Slab:
     group = heads // kv_heads
     head = np.arange(heads)
     queries = len(slab.queries)
@@ -167,9 +194,10 @@ def _slab(slab: TileSlab, heads: int, kv_heads: int, least_rows: int, device: to
     rows = 0
     merge = np.full((slab.pieces, queries, heads), -1, np.int64)
     for batch in slab.batches:
-        n, tile_queries = batch.queries.shape
+        tile_queries = batch.queries.shape[1]
         query_rows = max(group, -(-least_rows // tile_queries))
-        batches.append(_batch(batch, heads, kv_heads, query_rows, device))
+        n = max(len(batch.queries), least_tiles)
+        batches.append(_batch(batch, n, heads, kv_heads, query_rows, device))
         first = rows + (batch.tile * kv_heads * tile_queries + batch.place) * query_rows
         merge[batch.piece, batch.query] = first[:, None] + head // group * tile_queries * query_rows + head % group
         rows += n * kv_heads * tile_queries * query_rows
@@ -187,13 +215,14 @@ def _slab(slab: TileSlab, heads: int, kv_heads: int, least_rows: int, device: to
     )
 
 
-def _batch(batch: TileBatch, heads: int, kv_heads: int, query_rows: int, device: torch.device) -> _Batch:
-    n, tile_queries = batch.queries.shape
+def _batch(batch: TileBatch, n: int, heads: int, kv_heads: int, query_rows: int, device: torch.device) -> _Batch:
+    """Index tensors of the tiles, which are repeated up to `n`; rows past a query's last head repeat that head."""
+    tile_queries = batch.queries.shape[1]
+    queries, slots = (np.resize(a, (n, a.shape[1])) for a in (batch.queries, batch.slots))
     group = heads // kv_heads
-    # Rows past a query's last head repeat it: they only fill the matrix.
     head = np.arange(kv_heads)[:, None] * group + np.minimum(np.arange(query_rows), group - 1)  # [Hk, rows]
-    q_rows = batch.queries[:, None, :, None] * heads + head[:, None, :]  # [n, Hk, R, rows]
-    kv_rows = batch.slots[:, None, :] * kv_heads + np.arange(kv_heads)[:, None]  # [n, Hk, C]
+    q_rows = queries[:, None, :, None] * heads + head[:, None, :]  # [n, Hk, R, rows]
+    kv_rows = slots[:, None, :] * kv_heads + np.arange(kv_heads)[:, None]  # [n, Hk, C]
     hidden = None
     if len(batch.hidden):
         hidden = torch.zeros(batch.hidden.shape).masked_fill_(torch.from_numpy(batch.hidden), -torch.inf)
@@ -211,27 +240,27 @@ def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 @lru_cache
-def _least_rows(dim: int, chunk: int, threads: int, device: str) -> int:
-    """The fewest rows from which on a matrix product's rows do not depend on how many there are.
+def _least_rows(dim: int, threads: int, device: str) -> int:
+    """The fewest rows from which on the rows of `torch.bmm` do not depend on how many rows and matrices there are.
 
-    Few rows take other code than many (a row alone is a matrix-vector product), with sums in another order. Found by
-    trial, for this head dim, chunk and number of threads; 32 if no count passes.
+    Fewer rows take other code (one row is a matrix-vector product), which sums in another order. Found by trial for
+    this head dim and number of threads, with at least as many matrices as threads: of fewer, threads would share one.
+    32 if no count passes.
     """
     generator = torch.Generator().manual_seed(0)
-    a, k, p, v = (
-        torch.randn(3, *shape, generator=generator).to(device)
-        for shape in ((128, dim), (chunk, dim), (128, chunk), (chunk, dim))
-    )
-    products = [(a, k.transpose(1, 2)), (p, v)]
+
+    def random(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(threads + 1, rows, columns, generator=generator).to(device)
+
+    products = [(random(128, dim), random(CHUNK, dim).transpose(1, 2)), (random(128, CHUNK), random(CHUNK, dim))]
     wholes = [torch.bmm(left, right) for left, right in products]
-    for rows in (4, 8, 16):
-        counts = [c for c in (rows, rows + 1, 2 * rows - 1, 2 * rows, 3 * rows, 64) if c >= rows]
+    for least in (4, 8, 16):
         if all(
-            torch.equal(torch.bmm(left[:b, s : s + c], right[:b]), whole[:b, s : s + c])
+            torch.equal(torch.bmm(left[:n, first : first + rows], right[:n]), whole[:n, first : first + rows])
             for (left, right), whole in zip(products, wholes, strict=True)
-            for c in counts
-            for s in (0, 5)
-            for b in (1, 3)
+            for rows in (least, least + 1, 2 * least - 1, 2 * least, 3 * least, 64)
+            for first in (0, 5)
+            for n in (threads, threads + 1)
         ):
-            return rows
+            return least
     return 32
