@@ -18,6 +18,7 @@ from .errors import complain, explain, usage_error
 app = typer.Typer(
     name="frtool",
     help="Search for an answer with a local language model: a tree of reasoning steps over one shared KV cache.",
+    epilog='Begin with `frtool search "Make 24 from 4, 5, 6, 10"`.',
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -101,10 +101,6 @@ class _Search:
         except KeyboardInterrupt:
             self._end_now(events)
             raise
-        finally:
-            close = getattr(session, "close", None)
-            if close is not None:
-                close()
         if self.trace_error is not None:
             reason = self.trace_error.strerror or str(self.trace_error)
             raise FrtoolError(

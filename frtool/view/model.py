@@ -22,6 +22,7 @@ from frtool.search.events import (
 )
 
 HISTORY = 64
+_SPEED_SECONDS = 3.0
 
 
 @dataclass(slots=True, eq=False)
@@ -83,7 +84,7 @@ class TreeModel:
         self.ended: Ended | None = None
         self.terminals = 0
         self.blocks: deque[int] = deque(maxlen=HISTORY)
-        self.blocks_peak = 0
+        self._ticks: deque[Tick] = deque()
         self._leader: ViewNode | None = None
 
     def apply(self, event: Event) -> None:
@@ -101,7 +102,9 @@ class TreeModel:
             case Tick():
                 self.tick = event
                 self.blocks.append(event.blocks_used)
-                self.blocks_peak = max(self.blocks_peak, event.blocks_used)
+                self._ticks.append(event)
+                while event.seconds - self._ticks[0].seconds > _SPEED_SECONDS and len(self._ticks) > 2:
+                    self._ticks.popleft()
             case RunStarted():
                 self.run = event
                 self.root.text = event.prompt
@@ -118,6 +121,15 @@ class TreeModel:
     @property
     def seconds(self) -> float:
         return self.ended.seconds if self.ended else self.tick.seconds if self.tick else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over the last few seconds: a single tick sees a burst or a pause."""
+        if self.tick is None:
+            return 0.0
+        first = self._ticks[0]
+        seconds = self.tick.seconds - first.seconds
+        return (self.tick.policy_tokens - first.policy_tokens) / seconds if seconds > 0 else self.tick.tokens_per_second
 
     def best(self) -> ViewNode:
         """The node that the search selected; before its end, the best finished path, else the most promising line."""

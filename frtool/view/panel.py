@@ -24,7 +24,7 @@ def counters(model: TreeModel, width: int, glyphs: Glyphs) -> list[Line]:
             kv.add(f" ({ratio} less)", "cyan")
         speed = Line(("batch ", DIM), glyphs.bar(tick.rows, tick.capacity, 8))
         speed.add(f" {tick.rows}/{tick.capacity} rows")
-        speed.add(f"{glyphs.dot}{tick.tokens_per_second:,.0f} tokens/s", "cyan")
+        speed.add(f"{glyphs.dot}{model.tokens_per_second:,.0f} tokens/s", "cyan")
         if tick.note:
             speed.add(glyphs.dot).add(safe_line(tick.note), "yellow")
         else:
@@ -45,7 +45,7 @@ def side_panel(model: TreeModel, width: int, glyphs: Glyphs) -> list[Line]:
                 _heading("decode batch"),
                 glyphs.bar(tick.rows, tick.capacity, width),
                 _pair("live rows", f"{tick.rows} of {tick.capacity}", width),
-                _pair("speed", f"{tick.tokens_per_second:,.0f} tokens/s", width, "bold cyan"),
+                _pair("speed", f"{model.tokens_per_second:,.0f} tokens/s", width, "bold cyan"),
                 Line(),
             ]
     if counts is not None:

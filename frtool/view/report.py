@@ -13,7 +13,7 @@ from .safe import safe_line, safe_text
 _REASONS = {
     "solved": "a verified answer was found",
     "steps": "the step budget is spent",
-    "memory": "the KV pool was full",
+    "memory": "the KV pool was full; --kv-memory gives it more",
     "tokens": "the token budget is spent",
     "nodes": "the node budget is spent",
     "seconds": "the time is up",

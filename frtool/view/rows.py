@@ -14,7 +14,8 @@ from .safe import safe_line
 def tree_lines(model: TreeModel, width: int, height: int, glyphs: Glyphs) -> list[Line]:
     """A legend that is the columns' heading too, then the tree folded to the rest of `height`."""
     columns = _columns(width)
-    lines = [_legend(columns, width, glyphs)] if height >= 6 else []
+    graded = model.run is None or model.run.model.get("verifier", "") is not None
+    lines = [_legend(columns, width, glyphs, graded)] if height >= 6 else []
     return lines + [_row(row, columns, width, glyphs) for row in fold(model, height - len(lines))]
 
 
@@ -35,12 +36,12 @@ def _columns(width: int) -> _Columns:
     return _Columns(bar=0 if width < 50 else 6 if width < 76 else 8, visits=width >= 36, extra=width >= 90)
 
 
-def _legend(columns: _Columns, width: int, glyphs: Glyphs) -> Line:
+def _legend(columns: _Columns, width: int, glyphs: Glyphs, graded: bool) -> Line:
+    verdicts = [(glyphs.right, "right"), (glyphs.wrong, "wrong")] if graded else []
     marks = [
         (glyphs.step, "step"),
         (glyphs.finished, "finished"),
-        (glyphs.right, "right"),
-        (glyphs.wrong, "wrong"),
+        *verdicts,
         (glyphs.dropped, "dropped"),
         (glyphs.growing, "growing"),
     ]

@@ -153,7 +153,6 @@ class FakeSession:
     def __init__(self, config: SearchConfig) -> None:
         self.config = config
         self.stopped = False
-        self.closed = False
 
     @classmethod
     def open(cls, config: SearchConfig, on_progress: Callable[[str], None] | None = None) -> FakeSession:
@@ -173,9 +172,6 @@ class FakeSession:
 
     def interrupt(self) -> None:
         self.stopped = "hang" not in self.config.prompt
-
-    def close(self) -> None:
-        self.closed = True
 
     def run(self) -> Iterator[Event]:
         prompt = self.config.prompt
