@@ -137,6 +137,7 @@ class Driver:
         settings = {"delimiter": "\n", "max_step_tokens": 24, "num_blocks": 512, "block_size": 8, "batch": 8, **options}
         self.engine = Engine(loaded, self.prompt_ids, EngineOptions(**settings))
         self.steps: dict[str, Step] = {}
+        self._polls = 0
 
     def submit(self, parent: str, *ordinals: int) -> None:
         for ordinal in ordinals:
@@ -144,7 +145,9 @@ class Driver:
 
     def poll(self) -> list[Step]:
         steps = self.engine.poll()
-        self.engine.allocator.check()
+        self._polls += 1
+        if self._polls % 5 == 0:
+            self.engine.allocator.check()
         return steps
 
     def finish(self, keep: bool = True) -> None:

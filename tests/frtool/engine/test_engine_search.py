@@ -1,0 +1,82 @@
+"""Whole searches over the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from frtool.search.budget import Budget
+from frtool.search.events import Ended, NodeAdded, to_record
+from frtool.search.registry import make_algorithm
+from frtool.search.run import run_search
+
+from frtool.models.load import LoadedModel
+from frtool.scoring import LogprobScorer, StepRewardScorer
+
+
+class Text:
+    """The answer is the whole text."""
+
+    def answer(self, text: str) -> str | None:
+        return text
+
+    def key(self, text: str) -> str:
+        return text
+
+
+def search(driver: Any, algorithm: str, reads: bool, **options: Any) -> tuple[list[dict[str, Any]], Ended]:
+    """All nodes, by id because the order of independent chains is free, and the last event."""
+    events = list(
+        run_search(
+            algorithm=make_algorithm(algorithm, options),
+            generator=driver.engine,
+            scorer=StepRewardScorer() if reads else LogprobScorer(),
+            task=Text(),
+            budget=Budget(nodes=60),
+            max_depth=4,
+        )
+    )
+    last = events[-1]
+    assert isinstance(last, Ended)
+    nodes = [to_record(event) for event in events if isinstance(event, NodeAdded)]
+    return sorted(nodes, key=lambda node: str(node["id"])), last
+
+
+@pytest.mark.parametrize("algorithm", ["greedy", "best-of-n", "beam", "mcts"])
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_search_gives_the_same_tree_twice_and_leaves_the_pool_clean(
+    tiny: LoadedModel, drive: Callable[..., Any], algorithm: str, reads: bool
+) -> None:
+    seen = []
+    for blocks in (400, 14):  # the second has to evict and recompute
+        driver = drive(
+            tiny,
+            delimiter="e",
+            read_rewards=reads,
+            num_blocks=blocks,
+            prompt="make 24 \n",
+            greedy=make_algorithm(algorithm).greedy,
+        )
+        nodes, last = search(driver, algorithm, reads)
+        assert last.best is not None
+        assert last.nodes == sum(node["duplicate_of"] is None for node in nodes)
+        assert (last.scorer_tokens > 0) == reads
+        assert driver.engine.outstanding == 0
+        driver.engine.release("0")
+        driver.engine.allocator.check()
+        assert driver.engine.allocator.free_blocks == blocks
+        seen.append((nodes, last.best, last.answer, last.reward))
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("algorithm", ["best-of-n", "beam"])
+def test_a_search_gives_the_same_tree_at_every_batch_size(
+    tiny: LoadedModel, drive: Callable[..., Any], algorithm: str
+) -> None:
+    seen = []
+    for batch in (1, 16):
+        driver = drive(tiny, batch=batch, delimiter="e", read_rewards=True)
+        nodes, last = search(driver, algorithm, reads=True)
+        seen.append((nodes, last.best, last.answer, last.reward))
+    assert seen[0] == seen[1]
