@@ -25,8 +25,8 @@ class _Simulation:
 class MCTS:
     """Each simulation walks from the root and always ends in a finished path.
 
-    At a node with n visits, this one included, it samples a new child while fewer than ceil(widen · n^widen_power) of
-    its children are open (progressive widening). Otherwise it takes the child of largest
+    At a node with n visits, this one included, it samples new children while fewer than ceil(widen · n^widen_power) of
+    them are open (progressive widening). Then it follows the open child of largest
 
         (Q - Qmin) / (Qmax - Qmin) + c_puct · P · sqrt(n) / (1 + N)
 
@@ -35,10 +35,11 @@ class MCTS:
 
         Q = (trust · reward + sum of the values backed up) / (trust + N),
 
-    so that the scorer's value of the step counts as `trust` visits; with 'max' Q = the largest of both. Below a new
-    child the simulation goes on with one new child a step until the path ends (rollout in the tree), and the value of
-    the finished path is backed up. A simulation under way counts as `virtual_loss` visits of value Qmin on its path, so
-    the `leaf_batch` simulations that run at once spread.
+    so that the scorer's value of the step counts as `trust` visits; with 'max' Q is the largest of all these values. A
+    child without either has its reward as Q, or its parent's mean where nothing gave a reward.
+    New nodes are treated alike (rollout in the tree, not outside of it), until a path ends: its value is backed up. A
+    simulation under way counts as `virtual_loss` visits of value Qmin on its path, so that the `leaf_batch` simulations
+    that run at once spread.
 
     A node is exhausted when `max_duplicates` samples in a row gave nothing new, or when its children hold 99 % of the
     model's probability. A finished node is closed, and so is an exhausted node whose children are all closed; closed
@@ -54,8 +55,8 @@ class MCTS:
     ordered: ClassVar[bool] = True
 
     c_puct: float = option(0.5, "weight of the prior against the value", minimum=0)
-    widen: float = option(2.0, "children allowed at the first visit", minimum=1)
-    widen_power: float = option(0.5, "growth of the children allowed with visits", minimum=0, maximum=1)
+    widen: float = option(2.0, "open children of a node at its first visit", minimum=1)
+    widen_power: float = option(0.5, "growth of the open children with visits", minimum=0, maximum=1)
     leaf_batch: int = option(8, "simulations at once", minimum=1, maximum=4096)
     virtual_loss: float = option(1.0, "visits of the least value that a running simulation counts for", minimum=0)
     trust: float = option(8.0, "visits that the scorer's value of a step counts for", minimum=0)
@@ -85,11 +86,11 @@ class MCTS:
         simulation = self._running.popleft()
         if node.id == expand.id:
             self._see(value(node))
-            node.virtual += 1
-            simulation.node = node
             if node.terminal is None:
-                self._wait(tree, simulation)
+                self._descend(tree, simulation)
             else:
+                node.virtual += 1
+                simulation.node = node
                 self._finish(tree, simulation)
         else:
             self._follow(tree, simulation, node)
@@ -186,19 +187,21 @@ class MCTS:
         least, loss, trust = self._least, self.virtual_loss, self.trust
         explore = self.c_puct * math.sqrt(node.visits + node.virtual) / node.weights if node.weights else 0.0
         take_peak = self.backup == "max"
+        unknown = node.total / node.visits if node.visits else least
         best, highest = None, -math.inf
         for child in node.live:
-            visits, believed = child.visits, trust
-            reward = child.reward
-            if reward is None:
-                believed, reward = 0.0, 0.0
+            reward, visits = child.reward, child.visits
+            believed = 0.0 if reward is None else trust
             if take_peak:
-                total = (believed + visits) * max(reward if believed else 0.0, child.peak)
+                total = (believed + visits) * max(reward if reward is not None and trust else 0.0, child.peak)
             else:
-                total = believed * reward + child.total
+                total = (believed * reward if reward is not None else 0.0) + child.total
             lost = loss * child.virtual
             weight = believed + visits + lost
-            q = ((total + lost * least) / weight - least) * scale if weight else 0.0
+            if weight:
+                q = ((total + lost * least) / weight - least) * scale
+            else:
+                q = ((unknown if reward is None else reward) - least) * scale
             puct = q + explore * child.weight / (1 + visits + child.virtual)
             if puct > highest:
                 best, highest = child, puct

@@ -38,7 +38,7 @@ def test_a_hand_computed_search(search, scripted_model):
 
 def test_max_backup_returns_to_the_best_path_where_mean_leaves_it(search, scripted_model):
     draws = {"": "ab", "a": "xyz", "b": "xyz"}
-    rewards = {"ax": 0.8, "ay": 0.0, "az": 0.0, "bx": 0.5, "by": 0.5}
+    rewards = {"a": 0.9, "b": 0.9, "ax": 0.8, "ay": 0.0, "az": 0.0, "bx": 0.5, "by": 0.5}
     fourth = {}
     for backup in ("mean", "max"):
         options = BY_HAND | {"backup": backup, "c_puct": 0, "trust": 0, "simulations": 4}
@@ -54,9 +54,17 @@ def test_every_simulation_ends_in_a_finished_path(search, fake_model):
     assert [event.id in finished for event in found.events if isinstance(event, Backup)] == [True] * 20
 
 
-def test_the_root_is_not_widened_again_before_a_path_is_finished(search, fake_model):
-    found = search("mcts", fake_model(depth=6, branching=9), options={"leaf_batch": 1}, budget=Budget(steps=6))
-    assert [node.id.count(".") for node in found.nodes()] == [1, 2, 3, 4, 5, 6]
+@pytest.mark.parametrize(("widen", "depths"), [(1, [1, 2, 3, 4, 5, 6]), (2, [1, 1, 2, 2, 3, 3])])
+def test_the_root_is_not_widened_again_before_a_path_is_finished(search, fake_model, widen, depths):
+    options = {"leaf_batch": 1, "widen": widen}
+    found = search("mcts", fake_model(depth=6, branching=99), options=options, budget=Budget(steps=6))
+    assert [node.id.count(".") for node in found.nodes()] == depths
+
+
+def test_a_simulation_follows_the_better_of_the_new_children(search, scripted_model):
+    model = scripted_model(draws={"": "abc", "a": "x", "b": "x", "c": "x"}, rewards={"a": 0.2, "b": 0.8, "bx": 0.7})
+    found = search("mcts", model, options={"leaf_batch": 1, "simulations": 1})
+    assert [node.id for node in found.nodes()] == ["0.0", "0.1", "0.1.0"]
 
 
 @pytest.mark.parametrize(("widen", "power"), [(1, 0.5), (2, 0.5), (3, 0.3)])
