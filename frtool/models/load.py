@@ -77,9 +77,9 @@ def load_model(
 ) -> LoadedModel:
     """Load "embedded", a safetensors directory, a GGUF file or a hub id (`owner/name`, `owner/name/file.gguf`).
 
-    `on_progress` gets one short line for each stage, from other threads while files are fetched. Raises ModelError, with
-    a hint, for everything that is missing, corrupt, unsupported or too large, before the weights are read wherever that
-    can be known; UsageError for a device or number format that does not exist.
+    `on_progress` gets one short line for each stage, from other threads while files are fetched. Raises ModelError,
+    with a hint, for everything that is missing, corrupt, unsupported or too large, before the weights are read wherever
+    that can be known; UsageError for a device or number format that does not exist.
     """
     progress: Progress = on_progress or (lambda _: None)
     target = choose_device(device)
