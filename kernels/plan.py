@@ -99,7 +99,7 @@ def _depth_first(tables: np.ndarray, num_blocks: int) -> np.ndarray:
     for row in np.argsort(-depth, kind="stable").tolist():
         followers[leader[row]].append(row)
     order = []
-    stack = followers[-1]
+    stack = followers[-1][::-1]
     while stack:
         row = stack.pop()
         order.append(row)

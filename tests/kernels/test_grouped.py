@@ -1,0 +1,198 @@
+"""The torch backend against the naive reference in fp64, and against itself in other company."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from frtool.kernels import grouped
+from frtool.kernels.allocator import PhysicalKVAllocator
+from frtool.kernels.attention import plan_attention, tree_attention
+
+OPTIONS = {
+    "plain": {},
+    "scale": {"scale": 0.31},
+    "window-1": {"window": 1},
+    "window-63": {"window": 63},
+    "window-100": {"window": 100},
+    "softcap": {"softcap": 1.5},
+    "sinks": {"sinks": True},
+    "all": {"scale": 0.31, "window": 77, "softcap": 1.5, "sinks": True},
+}
+
+
+def options(name: str, heads: int) -> dict:
+    chosen = dict(OPTIONS[name])
+    if chosen.pop("sinks", False):
+        chosen["sinks"] = torch.randn(heads)
+    return chosen
+
+
+def attend(forest, **settings) -> torch.Tensor:
+    out = torch.full_like(forest.q, torch.nan)
+    result = tree_attention(
+        forest.q, forest.allocator, forest.branch_ids, q_lens=forest.q_lens, backend="torch", out=out, **settings
+    )
+    assert result is out
+    return out
+
+
+def assert_near(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    assert (got.double() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("most_queries", [1, 7, 150], ids=["decode", "scoring", "prefill"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_random_forest_equals_the_reference(random_forest, name, most_queries):
+    for seed in range(2):
+        forest = random_forest(seed, most_queries=most_queries)
+        settings = options(name, forest.heads)
+        assert_near(attend(forest, layer=1, **settings), forest.expected(layer=1, **settings), 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("block_size", "kv_heads", "group", "head_dim"),
+    [(1, 1, 1, 8), (3, 2, 3, 20), (16, 1, 8, 128), (24, 3, 5, 80), (64, 1, 7, 64), (100, 2, 1, 96), (256, 1, 4, 256)],
+)
+def test_odd_shapes_equal_the_reference(random_forest, block_size, kv_heads, group, head_dim):
+    forest = random_forest(
+        5, block_size=block_size, kv_heads=kv_heads, group=group, head_dim=head_dim, most_queries=4, steps=25
+    )
+    assert_near(attend(forest), forest.expected(), 2e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
+def test_half_precision_caches_lose_only_the_rounding_of_the_output(random_forest, dtype, tolerance):
+    forest = random_forest(3, dtype=dtype, most_queries=3)
+    settings = options("all", forest.heads)
+    got = attend(forest, **settings)
+    assert got.dtype == dtype
+    assert_near(got, forest.expected(**settings), tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["plain", "all"])
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 64), (4, 64), (7, 80)])
+def test_a_result_is_the_same_bits_in_any_company(random_forest, group, head_dim, name, dtype):
+    forest = random_forest(
+        group, kv_heads=1, group=group, head_dim=head_dim, dtype=dtype, most_queries=9, steps=80, longest=150
+    )
+    settings = options(name, forest.heads)
+    whole = attend(forest, **settings)
+    rng = random.Random(0)
+    rows = list(range(len(forest.branch_ids)))
+    for count in (1, 1, 2, 3, 5, 9, len(rows) // 2, len(rows)):
+        ids, q_lens, tokens = forest.select(rng.sample(rows, count))
+        part = tree_attention(forest.q[tokens], forest.allocator, ids, q_lens=q_lens, backend="torch", **settings)
+        assert torch.equal(part, whole[tokens])
+
+
+def test_a_token_is_the_same_bits_whether_prefilled_decoded_or_in_chunks(random_forest):
+    forest = random_forest(1, most_queries=150, longest=300)
+    settings = options("all", forest.heads)
+    whole = attend(forest, **settings)
+    last = torch.tensor(forest.q_lens).cumsum(0) - 1
+    decoded = tree_attention(forest.q[last], forest.allocator, forest.branch_ids, **settings)
+    assert torch.equal(decoded, whole[last])
+    halves = [(n + 1) // 2 for n in forest.q_lens]
+    chunk = torch.cat([torch.arange(end - n, end) for n, end in zip(halves, (last + 1).tolist(), strict=True)])
+    chunked = tree_attention(forest.q[chunk], forest.allocator, forest.branch_ids, q_lens=halves, **settings)
+    assert torch.equal(chunked, whole[chunk])
+
+
+def test_unshared_copies_of_the_same_tokens_give_the_same_bits():
+    torch.manual_seed(0)
+    k, v = torch.randn(2, 90, 2, 64)
+    tails = torch.randn(2, 12, 40, 2, 64)
+    q = torch.randn(12, 6, 64)
+
+    def result(shared: bool) -> torch.Tensor:
+        allocator = PhysicalKVAllocator(400, 16, 2, 64)
+        root = allocator.alloc_branch(90).branch_id
+        allocator.write(0, torch.from_numpy(allocator.slots(root)), k, v)
+        ids = []
+        for i in range(12):
+            ids.append((allocator.fork(root) if shared else allocator.alloc_branch(90)).branch_id)
+            if not shared:
+                allocator.write(0, torch.from_numpy(allocator.slots(ids[-1])), k, v)
+            allocator.append(ids[-1], 40)
+            allocator.write(0, torch.from_numpy(allocator.slots(ids[-1], 90)), tails[0, i], tails[1, i])
+        return tree_attention(q, allocator, ids)
+
+    assert torch.equal(result(shared=True), result(shared=False))
+
+
+def test_slabs_of_queries_change_no_bit(random_forest, monkeypatch):
+    forest = random_forest(2, most_queries=40)
+    whole = attend(forest)
+    monkeypatch.setattr(grouped, "_SLAB_BYTES", 1 << 16)
+    assert torch.equal(attend(forest), whole)
+
+
+def test_two_threads_give_the_bits_of_one():
+    torch.manual_seed(0)
+    allocator = PhysicalKVAllocator(40, 16, 1, 64)
+    allocator.k_cache.normal_()
+    allocator.v_cache.normal_()
+    ids = [allocator.alloc_branch(n).branch_id for n in (3, 70, 130)]
+    q = torch.randn(3, 3, 64)
+    one = [tree_attention(q, allocator, ids), tree_attention(q[:1], allocator, ids[:1])]
+    torch.set_num_threads(2)
+    two = [tree_attention(q, allocator, ids), tree_attention(q[:1], allocator, ids[:1])]
+    assert all(map(torch.equal, one, two))
+
+
+def test_stale_nan_in_slots_beyond_a_branch_does_not_reach_it():
+    allocator = PhysicalKVAllocator(8, 16, 2, 8)
+    torch.manual_seed(0)
+    allocator.k_cache.normal_()
+    allocator.v_cache.normal_()
+    branch = allocator.alloc_branch(70).branch_id
+    q = torch.randn(1, 4, 8)
+    clean = tree_attention(q, allocator, [branch])
+    own = torch.zeros(8 * 16, dtype=torch.bool)
+    own[torch.from_numpy(allocator.slots(branch))] = True
+    for cache in (allocator.k_cache, allocator.v_cache):
+        cache.flatten(1, 2)[:, ~own] = torch.nan
+    assert torch.equal(tree_attention(q, allocator, [branch]), clean)
+
+
+def test_one_plan_serves_every_layer_window_and_head_count(random_forest):
+    forest = random_forest(4, num_layers=3)
+    plan = plan_attention(forest.allocator, forest.branch_ids, forest.q_lens, backend="torch")
+    for layer, window in ((0, None), (1, 50), (2, None), (0, 50)):
+        got = tree_attention(forest.q, forest.allocator, plan=plan, layer=layer, window=window)
+        assert_near(got, forest.expected(layer=layer, window=window), 2e-6)
+    half = tree_attention(forest.q[:, ::2], forest.allocator, plan=plan)
+    assert half.shape[1] == forest.heads // 2
+
+
+def test_strided_queries_are_read_as_they_are(random_forest):
+    forest = random_forest(6)
+    expected = attend(forest)
+    strided = forest.q.transpose(0, 1).contiguous().transpose(0, 1)
+    got = tree_attention(strided, forest.allocator, forest.branch_ids, q_lens=forest.q_lens)
+    assert torch.equal(got, expected)
+    assert got.is_contiguous()
+
+
+def test_a_chunk_that_many_branches_share_is_read_once_for_all():
+    allocator = PhysicalKVAllocator(300, 16, 1, 16)
+    root = allocator.alloc_branch(1024).branch_id
+    ids = [allocator.alloc_branch(1040, parent_branch_id=root).branch_id for _ in range(64)]
+    plan = plan_attention(allocator, ids)
+    tree_attention(torch.zeros(64, 4, 16), allocator, plan=plan)
+    ((shared, alone),) = (slab.batches for slab in plan._work[None, 4])
+    assert shared.shape[0] == 2 * 1024 // grouped.CHUNK
+    assert alone.shape[0] == 64
+
+
+def test_softmax_of_large_scores_stays_finite():
+    allocator = PhysicalKVAllocator(16, 16, 1, 8)
+    allocator.k_cache.fill_(100.0)
+    allocator.v_cache.fill_(3.0)
+    branch = allocator.alloc_branch(200).branch_id
+    q = torch.full((1, 2, 8), 100.0)
+    got = tree_attention(q, allocator, [branch], sinks=torch.tensor([-1e4, 0.0]))
+    torch.testing.assert_close(got, torch.full((1, 2, 8), 3.0))

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from frtool.kernels.allocator import PhysicalKVAllocator, UnknownBranch
+from frtool.kernels.plan import TreePlan, plan_tree
+
+
+def nodes_by_definition(plan: TreePlan) -> set[tuple]:
+    """Maximal runs of blocks with the same holders, found one block at a time: holders, blocks, block above."""
+    paths = [[b for b in row if b >= 0] for row in plan.tables.tolist()]
+    holders: dict[int, set[int]] = {}
+    for row, path in enumerate(paths):
+        for block in path:
+            holders.setdefault(block, set()).add(row)
+    found = set()
+    for path in paths:
+        start = 0
+        while start < len(path):
+            stop = start
+            while stop < len(path) and holders[path[stop]] == holders[path[start]]:
+                stop += 1
+            above = path[start - 1] if start else -1
+            found.add((frozenset(holders[path[start]]), start, tuple(path[start:stop]), above))
+            start = stop
+    return found
+
+
+def nodes_of(plan: TreePlan) -> set[tuple]:
+    found = []
+    for start, stop, lo, hi, parent in zip(
+        plan.node_start, plan.node_stop, plan.node_lo, plan.node_hi, plan.node_parent, strict=True
+    ):
+        rows = plan.order[lo:hi]
+        blocks = plan.tables[rows, start:stop]
+        assert (blocks == blocks[0]).all()
+        above = -1
+        if parent >= 0:
+            assert parent < len(found), "a parent comes before its children"
+            assert plan.node_stop[parent] == start
+            above = int(plan.tables[plan.order[plan.node_lo[parent]], start - 1])
+            assert set(rows) <= set(plan.order[plan.node_lo[parent] : plan.node_hi[parent]])
+        else:
+            assert start == 0
+        found.append((frozenset(rows.tolist()), int(start), tuple(blocks[0].tolist()), above))
+    assert len(set(found)) == len(found)
+    return set(found)
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 16])
+@pytest.mark.parametrize("seed", range(25))
+def test_nodes_are_the_maximal_runs_of_blocks_with_the_same_holders(random_forest, seed, block_size):
+    forest = random_forest(seed, block_size=block_size, kv_heads=1, head_dim=1, most_queries=3, longest=60)
+    plan = plan_tree(forest.allocator, forest.branch_ids, forest.q_lens)
+    assert nodes_of(plan) == nodes_by_definition(plan)
+    assert sorted(plan.order.tolist()) == list(range(len(forest.branch_ids)))
+    for name in ("q_lens", "q_start", "lengths", "tables", "order", "node_start", "node_stop", "node_lo", "node_hi"):
+        assert getattr(plan, name).dtype == np.int32
+
+
+def test_a_prompt_and_its_continuations_are_one_node_and_one_each():
+    allocator = PhysicalKVAllocator(100, 16, 1, 1)
+    root = allocator.alloc_branch(64).branch_id
+    branches = [allocator.alloc_branch(96, parent_branch_id=root).branch_id for _ in range(3)]
+    plan = plan_tree(allocator, branches)
+    assert plan.branch_ids == tuple(branches)
+    assert plan.node_start.tolist() == [0, 4, 4, 4]
+    assert plan.node_stop.tolist() == [4, 6, 6, 6]
+    assert plan.node_parent.tolist() == [-1, 0, 0, 0]
+    assert plan.node_hi.tolist() == [3, 1, 2, 3]
+    assert plan.order.tolist() == [0, 1, 2]
+
+
+def test_the_order_depends_on_the_sharing_and_not_on_where_blocks_lie():
+    def order(fill_first: bool) -> list[int]:
+        allocator = PhysicalKVAllocator(100, 4, 1, 1)
+        holes = [allocator.alloc_branch(4).branch_id for _ in range(20)]
+        if fill_first:
+            for hole in holes[::3]:
+                allocator.free_branch(hole)
+        left, right = (allocator.alloc_branch(8).branch_id for _ in range(2))
+        ids = [allocator.alloc_branch(16, parent_branch_id=p).branch_id for p in (left, right, left, right, left)]
+        return plan_tree(allocator, ids).order.tolist()
+
+    assert order(False) == order(True) == [0, 2, 4, 1, 3]
+
+
+def test_queries_are_the_last_tokens_of_their_branch():
+    allocator = PhysicalKVAllocator(10, 4, 1, 1)
+    ids = [allocator.alloc_branch(n).branch_id for n in (9, 3)]
+    plan = plan_tree(allocator, ids, [4, 2])
+    assert plan.num_queries == 6
+    assert plan.q_start.tolist() == [0, 4, 6]
+    assert plan.lengths.tolist() == [9, 3]
+    assert plan.query_positions().tolist() == [5, 6, 7, 8, 1, 2]
+    assert plan_tree(allocator, ids).q_lens.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("ids", "q_lens", "message"),
+    [
+        ([], None, "at least one branch"),
+        ([0, 0], None, "listed twice"),
+        ([0, 1], [1], "2 branches but 1 query counts"),
+        ([0, 1], [1, 4], "branch 1 of 3 tokens cannot have 4 query tokens"),
+        ([0, 1], [0, 1], "branch 0 of 9 tokens cannot have 0 query tokens"),
+        ([2], None, "branch 2 of 0 tokens cannot have 1 query tokens"),
+    ],
+)
+def test_impossible_queries_are_refused(ids, q_lens, message):
+    allocator = PhysicalKVAllocator(10, 4, 1, 1)
+    for tokens in (9, 3, 0):
+        allocator.alloc_branch(tokens)
+    with pytest.raises(ValueError, match=message):
+        plan_tree(allocator, ids, q_lens)
+
+
+def test_an_unknown_branch_cannot_be_planned():
+    with pytest.raises(UnknownBranch):
+        plan_tree(PhysicalKVAllocator(10, 4, 1, 1), [3])
