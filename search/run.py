@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from collections.abc import Generator as Coroutine
 from typing import Any
 
 from .budget import Budget
 from .events import Ended, Event, NodeAdded, Pruned, RunStarted, Selected, Tick, child_id, id_order
+from .judge import Judge
 from .protocols import Algorithm, Expand, Generator, OutOfMemory, Scorer, StateTask, Step, Task, Verifier
 from .select import votes
 from .tree import Node, SearchTree
@@ -43,7 +44,8 @@ def run_search(
         raise ValueError(f"the generator's capacity is {generator.capacity}; a search needs at least 1")
     if steer and verifier is None:
         raise ValueError("steer needs a verifier")
-    run = _Run(algorithm, generator, scorer, task, budget, verifier, steer, max_depth, interrupted, clock, tick_seconds)
+    judge = Judge(task, scorer, verifier, steer=steer, max_depth=max_depth)
+    run = _Run(algorithm, generator, task, judge, budget, interrupted, clock, tick_seconds)
     return run.events(RunStarted(prompt, config or {}, model or {}, generator.prompt_tokens))
 
 
@@ -56,25 +58,19 @@ class _Run:
         self,
         algorithm: Algorithm,
         generator: Generator,
-        scorer: Scorer | None,
         task: Task,
+        judge: Judge,
         budget: Budget,
-        verifier: Verifier | None,
-        steer: bool,
-        max_depth: int,
         interrupted: Callable[[], bool],
         clock: Callable[[], float],
         tick_seconds: float,
     ) -> None:
         self.algorithm = algorithm
         self.generator = generator
-        self.scorer = scorer
         self.task = task
         self.state_task = task if algorithm.merges and isinstance(task, StateTask) else None
+        self.judge = judge
         self.budget = budget
-        self.verifier = verifier
-        self.steer = steer
-        self.max_depth = max_depth
         self.interrupted = interrupted
         self.clock = clock
         self.tick_seconds = tick_seconds
@@ -91,7 +87,6 @@ class _Run:
         """Steps that the generator holds and nobody has kept or dropped, by place."""
         self.held: set[str] = set()
         """Nodes whose KV the generator holds for us."""
-        self.verdicts: dict[str, bool] = {}
 
         self.started = clock()
         self.ticked: float | None = None
@@ -131,7 +126,7 @@ class _Run:
             reason = self._stop()
             if reason is not None:
                 if reason in _CUT_SHORT:
-                    yield from self._settle(sorted(self.finished.items()), told=False)
+                    yield from self._salvage()
                 return reason
             room = generator.capacity - generator.outstanding
             left = self.budget.room(nodes=len(tree), steps=self.steps, under_way=len(self.asked))
@@ -148,7 +143,11 @@ class _Run:
                 yield Selected([expand.id for expand in wanted])
             elif not self.asked:
                 return "exhausted"
-            steps = generator.poll()
+            try:
+                steps = generator.poll()
+            except OutOfMemory:
+                yield from self._salvage()
+                return "memory"
             if steps:
                 yield from self._settle(self._ready(steps))
             elif not generator.outstanding:
@@ -184,11 +183,12 @@ class _Run:
             self.turn += 1
         return ready
 
-    def _settle(self, ready: list[tuple[int, Step]], told: bool = True) -> Iterator[Event]:
-        """Turn finished steps into nodes, score them in one call, and tell the algorithm of one after the other.
+    def _salvage(self) -> Iterator[Event]:
+        """Let the finished steps that wait for their turn join the tree, because no turn will come."""
+        return self._settle(sorted(self.finished.items()), told=False)
 
-        With `told` false they only join the tree: the search is over and they were waiting for their turn.
-        """
+    def _settle(self, ready: list[tuple[int, Step]], told: bool = True) -> Iterator[Event]:
+        """Turn finished steps into nodes, score them in one call, and tell the algorithm of one after the other."""
         tree = self.tree
         results: list[tuple[Step, Node, bool]] = []
         for place, step in ready:
@@ -196,19 +196,19 @@ class _Run:
             if new:
                 self.generator.keep(step)
                 self.held.add(node.id)
-                self._end_path(node)
+                self.judge.end(node)
             else:
                 self.generator.drop(step)
             del self.finished[place]
             results.append((step, node, new))
-        self._reward([(step, node) for step, node, new in results if new])
+        self.judge.reward([(step, node) for step, node, new in results if new], tree)
         for step, node, new in results:
             expand = Expand(step.parent, step.ordinal)
             del self.asked[expand]
             self.steps += 1
             if new:
                 tree.attach(node)
-                self.solved = self.steer and node.verified is True
+                self.solved = self.judge.solves(node)
                 if node.terminal is not None:
                     self._release(node)
             else:
@@ -233,41 +233,6 @@ class _Run:
         if self.state_task is not None and step.finish == "step":
             state = self.state_task.state(self.tree[step.parent].path_text + step.text)
         return (self.task.key(step.text), step.finish), state
-
-    def _end_path(self, node: Node) -> None:
-        """Set `terminal`, `answer` and `verified` of a node that ends its path."""
-        if node.finish != "step":
-            node.terminal = node.finish
-        elif node.depth >= self.max_depth:
-            node.terminal = "length"
-        else:
-            return
-        node.answer = self.task.answer(node.path_text)
-        if self.verifier is None:
-            return
-        if node.answer is None:
-            node.verified = False
-            return
-        if node.answer not in self.verdicts:
-            self.verdicts[node.answer] = self.verifier.verify(node.answer)
-        node.verified = self.verdicts[node.answer]
-
-    def _reward(self, fresh: Sequence[tuple[Step, Node]]) -> None:
-        judged = []
-        for step, node in fresh:
-            if self.steer and node.verified is not None:
-                node.reward = float(node.verified)
-            else:
-                judged.append((step, node))
-        if self.scorer is None:
-            rewards = [step.reward for step, _ in judged]
-        elif judged:
-            rewards = list(self.scorer.score([node for _, node in judged], [step for step, _ in judged], self.tree))
-        for (_, node), reward in zip(judged, rewards if judged else (), strict=True):
-            if reward is not None and not -1e-6 <= reward <= 1 + 1e-6:
-                name = self.scorer.name if self.scorer is not None else "the generator"
-                raise ValueError(f"{name} gave node {node.id} the reward {reward}, outside of [0, 1]")
-            node.reward = None if reward is None else min(max(reward, 0.0), 1.0)
 
     def _node_added(self, step: Step, node: Node, new: bool) -> NodeAdded:
         return NodeAdded(

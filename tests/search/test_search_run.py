@@ -130,7 +130,8 @@ def test_without_a_finished_path_the_best_leaf_answers(search, fake_model):
     assert found.end.terminals == 0
 
 
-def test_finished_steps_that_wait_for_an_earlier_one_still_count_at_the_end(search, scripted_model):
+@pytest.mark.parametrize("reason", ["interrupted", "memory"])
+def test_finished_steps_that_wait_for_an_earlier_one_still_count_at_the_end(search, scripted_model, reason):
     class SlowFirst(scripted_model):
         def submit(self, expand):
             super().submit(expand)
@@ -138,9 +139,19 @@ def test_finished_steps_that_wait_for_an_earlier_one_still_count_at_the_end(sear
 
     polls = itertools.count()
     model = SlowFirst(draws={"": "abcd"}, rewards={"a": 0.1, "b": 0.2, "c": 0.7, "d": 0.6}, capacity=4)
-    found = search("beam", model, options={"width": 4, "keep": 2}, interrupted=lambda: next(polls) > 5)
+    poll = model.poll
+
+    def full():
+        if next(polls) > 5:
+            raise OutOfMemory
+        return poll()
+
+    settings = {"interrupted": lambda: next(polls) > 5} if reason == "interrupted" else {}
+    if reason == "memory":
+        model.poll = full
+    found = search("beam", model, options={"width": 4, "keep": 2}, **settings)
     assert [node.id for node in found.nodes()] == ["0.1", "0.2", "0.3"]
-    assert (found.end.reason, found.end.answer) == ("interrupted", "c")
+    assert (found.end.reason, found.end.answer) == (reason, "c")
 
 
 def test_a_path_ends_at_the_depth_limit(search, fake_model):
