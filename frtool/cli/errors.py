@@ -67,6 +67,8 @@ def _our_way(message: str) -> str:
 
 
 def _hint(message: str, path: str) -> str:
+    if message.startswith("No such command") and path != "frtool":
+        return f"`{path} --help` lists the commands"
     if message.startswith("No such command"):
         return 'to search, `frtool search "your question"`; `frtool --help` lists the commands'
     if "unexpected extra argument" in message:

@@ -279,3 +279,27 @@ def test_the_trace_is_checked_before_the_model_loads_and_left_alone_where_it_fai
     path = tmp_path / "t.jsonl"
     assert frtool(capfd, "search", "refused", "--trace", str(path))[0] == 1
     assert not path.exists()
+
+
+@pytest.mark.parametrize("command", [["bench", "allocator"], ["bench", "allocator", "--json"]])
+def test_the_allocator_benchmark_prints_its_figures(capfd, command):
+    status, out, err = frtool(capfd, *command, "--seconds", "0.01")
+    assert (status, err) == (0, "")
+    if "--json" in command:
+        assert json.loads(out)["rows"][0]["cycles_per_second"] > 0
+    else:
+        assert "cycles/s" in out
+        assert "target" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        pytest.param(["bench", "magic"], "magic", id="unknown-benchmark"),
+        pytest.param(["bench", "allocator", "--seconds", "-1"], "--seconds is -1", id="negative-time"),
+    ],
+)
+def test_a_bad_benchmark_call_is_one_line(capfd, argv, words):
+    status, out, err = frtool(capfd, *argv)
+    assert (status, out) == (2, "")
+    assert words in one_error(err)
