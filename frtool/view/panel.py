@@ -60,6 +60,15 @@ def side_panel(model: TreeModel, width: int, glyphs: Glyphs) -> list[Line]:
             lines.append(Line((safe_line(tick.note), "yellow")))
         lines.append(Line())
     info = model.run.model if model.run else {}
+    if info.get("scorer"):
+        verifier = "none" if info.get("verifier") is None else safe_line(str(info["verifier"]))
+        role = "" if verifier == "none" else ", steers" if model.config.get("steer") else ", only grades"
+        lines += [
+            _heading("judges"),
+            _pair("scorer", safe_line(str(info["scorer"])), width),
+            _pair("verifier", verifier + role, width),
+            Line(),
+        ]
     if info.get("attention"):
         lines += [_heading("attention"), Line(safe_line(str(info["attention"])))]
     return [line.fit(width, glyphs.more) for line in lines]

@@ -66,6 +66,8 @@ def _verdict(model: TreeModel, glyphs: Glyphs) -> Text:
         line.append(f"{glyphs.dot}score {ended.reward:.3f}")
     if ended.votes and ended.terminals > 1:
         line.append(f"{glyphs.dot}{ended.votes:,} of {ended.terminals:,} paths agree")
+    if model.config.get("steer"):
+        line.append(f"{glyphs.dot}steered by the verifier", style="yellow")
     return line
 
 

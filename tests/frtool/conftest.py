@@ -111,7 +111,7 @@ class IsTarget:
         return answer == "24"
 
 
-MODEL = {"name": "embedded", "device": "cpu", "dtype": "float32", "attention": "torch, for there is no GPU"}
+MODEL = {"name": "embedded", "device": "cpu", "dtype": "float32", "attention": "torch", "scorer": "reward"}
 
 
 def search_events(
@@ -131,7 +131,7 @@ def search_events(
             steer=steer and verifier,
             clock=lambda: next(ticks) * 0.02,
             config=config,
-            model=MODEL,
+            model=MODEL | {"verifier": "arithmetic" if verifier else None},
             prompt="Make 24 from 4, 5, 6, 10",
         )
     )

@@ -189,3 +189,15 @@ def test_duplicates_stand_in_the_record_at_their_place():
     children = tree_record(model)["children"]
     assert [c["id"] for c in children] == ["0.0", "0.1", "0.2"]
     assert children[1]["duplicate_of"] == "0.0"
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_verifier_that_steers_is_shown_as_such(make_events, width):
+    def text(steer: bool) -> str:
+        model = TreeModel()
+        for event in make_events(steer=steer):
+            model.apply(event)
+        return "\n".join(line.plain for line in draw(model, width, 40))
+
+    assert "steered by the verifier" in text(True)
+    assert "steer" not in text(False)
