@@ -134,8 +134,9 @@ def _load_gguf(
     header = read_gguf_header(source.path)
     directory, file = source.path.parent, source.path.name
     chosen = choose_dtype(dtype, device, header.parameters)
-    # transformers unpacks every block, so the file's size says nothing about the memory.
-    require_memory(source.name, header.parameters * chosen.itemsize, device)
+    # transformers unpacks every block, so the file's size says nothing about the memory; it does so on the host.
+    for place in {device, torch.device("cpu")}:
+        require_memory(source.name, header.parameters * chosen.itemsize, place)
     progress(f"reading {source.name}")
     try:
         config = AutoConfig.from_pretrained(directory, gguf_file=file, local_files_only=True)

@@ -30,11 +30,13 @@ def chat_prompt_ids(loaded: LoadedModel, prompt: str, system: str | None = None)
 
 
 def plain_prompt_ids(loaded: LoadedModel, text: str) -> list[int]:
-    """Token ids of `text` with the tokenizer's own start token, and never an end token behind."""
-    ids = [int(token) for token in loaded.tokenizer(text)["input_ids"]]
-    while ids and ids[-1] in loaded.eos_ids:
+    """Token ids of `text` behind the tokenizer's own start token, without the end token that some tokenizers append."""
+    tokenizer = loaded.tokenizer
+    bare = [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    ids = [int(token) for token in tokenizer(text)["input_ids"]]
+    if len(ids) > len(bare) and ids[-1] == tokenizer.eos_token_id and bare[-1:] != ids[-1:]:
         ids.pop()
-    bos = loaded.tokenizer.bos_token_id
-    if bos is not None and getattr(loaded.tokenizer, "add_bos_token", False) and ids[:1] != [bos]:
+    bos = tokenizer.bos_token_id
+    if bos is not None and getattr(tokenizer, "add_bos_token", False) and ids[:1] != [bos]:
         ids.insert(0, bos)
     return ids

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from .load import LoadedModel
 
 TOKENS, SPLIT = 16, 7
-# Relative error of the logits of the typical row. Rounding stays an order of magnitude below, a wrong position,
-# window or mask an order above.
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+# Relative error of the logits of the typical row. On SmolLM2-135M rounding makes 4e-6, 3e-3 and 3e-2 in these formats;
+# positions of the batch instead of the branch make 0.3, a scale 20 % off 0.26.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 0.15}
 
 
 def check_model(loaded: LoadedModel) -> None:

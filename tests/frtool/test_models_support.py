@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, models
 
 from frtool.errors import ModelError
 from frtool.models import hook, selfcheck, support
@@ -108,6 +109,15 @@ def random_model(kind: str, **settings):
 @pytest.mark.parametrize("kind", ["granite", "olmo2", "cohere2", "mixtral"])
 def test_the_self_check_passes_models_that_no_test_knows(kind):
     selfcheck.check_model(random_model(kind))
+
+
+def test_a_model_that_no_test_knows_loads_from_its_directory(tmp_path):
+    loaded = random_model("olmo2")
+    loaded.model.save_pretrained(tmp_path)
+    tokenizer = Tokenizer(models.WordLevel({str(index): index for index in range(16)}, unk_token="0"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="0").save_pretrained(tmp_path)
+    again = load_model(str(tmp_path), device="cpu", dtype="fp32")
+    assert (again.num_kv_heads, again.head_dim) == (2, 8)
 
 
 def test_the_self_check_refuses_a_model_that_computes_something_else(monkeypatch):
