@@ -1,0 +1,375 @@
+"""Which branch holds which blocks: tables, reference counts and the free list. No contents, no torch.
+
+A branch is a path of tokens. Its token at position p lives in slot `table[p // block_size] * block_size +
+p % block_size`. A fork shares the blocks of its parent by reference count; a partly filled tail block that is shared
+is copied when one of its holders first grows. So two branches that hold the same block hold the same blocks before it
+too, and the counts never rise along a branch: the blocks that only it holds are the end of its table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+class OutOfBlocks(RuntimeError):
+    """The pool has too few free blocks. Nothing was changed.
+
+    `needed`: blocks that the call would take. `free`: blocks that were free.
+    """
+
+    def __init__(self, needed: int, free: int, detail: str = "") -> None:
+        super().__init__(f"{needed} more KV blocks needed, {free} free{detail}")
+        self.needed = needed
+        self.free = free
+
+
+class UnknownBranch(KeyError):
+    """No live branch has this id: it was never given out, or it was freed."""
+
+    def __init__(self, branch_id: object) -> None:
+        super().__init__(branch_id)
+        self.branch_id = branch_id
+
+    def __str__(self) -> str:
+        return f"no live branch has id {self.branch_id!r}"
+
+
+@dataclass(slots=True, eq=False)
+class Branch:
+    """A live branch. `length` (tokens) follows every append; change it through the allocator only."""
+
+    branch_id: int
+    length: int
+    _row: int = field(repr=False)
+
+
+class BlockLedger:
+    """`num_blocks` blocks of `block_size` tokens. Branch ids are never reused. Not thread-safe.
+
+    A call that raises (ValueError, UnknownBranch, OutOfBlocks) has changed nothing.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        for name, value in (("num_blocks", num_blocks), ("block_size", block_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._branches: dict[int, Branch] = {}
+        self._next_id = 0
+        # int64 because numpy converts any other index, which costs more than the lookup.
+        self._refs = np.zeros(num_blocks, np.int64)
+        self._tables = np.full((8, 8), -1, np.int64)
+        self._free_rows = list(range(7, -1, -1))
+        # A stack whose top is the lowest block of a fresh pool: what is taken together lies together.
+        self._free = list(range(num_blocks - 1, -1, -1))
+        self._table_blocks = 0
+        self._peak_table_blocks = 0
+        self._peak_blocks = 0
+        self._forks = 0
+        self._frees = 0
+        self._copies = 0
+
+    def alloc_branch(
+        self, num_tokens: int, parent_branch_id: int | None = None, fork_position: int | None = None
+    ) -> Branch:
+        """A branch of `num_tokens` tokens in total, the first `fork_position` of them shared with the parent.
+
+        `fork_position` defaults to the parent's whole length. The tokens after it have room, but their K and V are
+        for the caller to write. Raises ValueError, UnknownBranch, OutOfBlocks.
+        """
+        if num_tokens < 0:
+            raise ValueError(f"num_tokens must be at least 0, not {num_tokens}")
+        if parent_branch_id is None:
+            if fork_position is not None:
+                raise ValueError(f"fork_position {fork_position} needs a parent_branch_id")
+            blocks = self._take(self._blocks_for(num_tokens))
+            branch = self._new_branch(num_tokens, len(blocks))
+            self._tables[branch._row, : len(blocks)] = blocks
+            self._refs[blocks] = 1
+            self._count_table_blocks(len(blocks))
+            return branch
+        parent = self._branch(parent_branch_id)
+        position = self._fork_position(parent, fork_position)
+        if position > num_tokens:
+            raise ValueError(f"num_tokens {num_tokens} is below the fork position {position}")
+        if num_tokens > position:
+            self._require(self._blocks_for(num_tokens) - position // self.block_size)
+        branch = self._share(parent, position)
+        if num_tokens > position:
+            self.append(branch.branch_id, num_tokens - position)
+        return branch
+
+    def fork(self, branch_id: int, position: int | None = None) -> Branch:
+        """A new branch that shares the first `position` tokens of another (default: all of them). Takes no block."""
+        parent = self._branch(branch_id)
+        return self._share(parent, self._fork_position(parent, position))
+
+    def append(self, branch_id: int, num_tokens: int = 1) -> None:
+        """Make room for `num_tokens` (at least 1) more tokens, and for the write, a copy of a shared tail block."""
+        branch = self._branch(branch_id)
+        if num_tokens < 1:
+            raise ValueError(f"num_tokens must be at least 1, not {num_tokens}")
+        length, size = branch.length, self.block_size
+        have = -(-length // size)
+        want = -(-(length + num_tokens) // size)
+        start = have
+        if length % size and self._refs[self._tables[branch._row, have - 1]] > 1:
+            start = have - 1
+        if want > start:
+            blocks = self._take(want - start)
+            if want > self._tables.shape[1]:
+                self._widen(want)
+            row = self._tables[branch._row]
+            if start < have:
+                shared = int(row[start])
+                self._refs[shared] -= 1
+                self._copy_blocks([shared], blocks[:1])
+            for index, block in enumerate(blocks, start):
+                row[index] = block
+                self._refs[block] = 1
+            self._count_table_blocks(want - have)
+        branch.length = length + num_tokens
+
+    def append_many(self, branch_ids: Sequence[int], counts: Sequence[int]) -> None:
+        """`append` for several distinct branches at once: all of them or, when blocks run out, none."""
+        branches, growth = self._growth(branch_ids, counts)
+        rows, start, want, copied, sources = growth
+        taken = want - start
+        needed = int(taken.sum())
+        if needed:
+            blocks = np.array(self._take(needed), np.int64)
+            self._widen(int(want.max()))
+            first = np.cumsum(taken) - taken
+            columns = np.arange(needed) + np.repeat(start - first, taken)
+            self._tables[np.repeat(rows, taken), columns] = blocks
+            self._refs[blocks] = 1
+            if sources:
+                np.subtract.at(self._refs, sources, 1)
+                self._copy_blocks(sources, blocks[first[copied]].tolist())
+            self._count_table_blocks(needed - len(sources))
+        for branch, count in zip(branches, counts, strict=True):
+            branch.length += int(count)
+
+    def free_branch(self, branch_id: int) -> None:
+        """End a branch. Blocks that other branches hold live on. O(blocks of the branch)."""
+        branch = self._branch(branch_id)
+        table = self._tables[branch._row, : -(-branch.length // self.block_size)]
+        left = self._refs[table] - 1
+        self._refs[table] = left
+        dead = table[np.count_nonzero(left) :]
+        self._free.extend(dead[::-1].tolist())
+        del self._branches[branch_id]
+        self._free_rows.append(branch._row)
+        self._table_blocks -= len(table)
+        self._frees += 1
+
+    prune = free_branch
+
+    def length(self, branch_id: int) -> int:
+        """Tokens of the branch."""
+        return self._branch(branch_id).length
+
+    def lengths(self, branch_ids: Sequence[int]) -> np.ndarray:
+        """int64 `[len(branch_ids)]`: tokens of each branch."""
+        return np.array([self._branch(i).length for i in branch_ids], np.int64)
+
+    def block_table(self, branch_id: int) -> np.ndarray:
+        """int32 `[blocks]`, a copy: the physical blocks of the branch in order."""
+        branch = self._branch(branch_id)
+        return self._tables[branch._row, : self._blocks_for(branch.length)].astype(np.int32)
+
+    def block_tables(self, branch_ids: Sequence[int]) -> np.ndarray:
+        """int32 `[len(branch_ids), most blocks]`, a copy; rows end in -1 where a branch has fewer blocks."""
+        branches = [self._branch(i) for i in branch_ids]
+        blocks = np.array([self._blocks_for(b.length) for b in branches], np.int64)
+        width = int(blocks.max(initial=0))
+        tables = self._tables[[b._row for b in branches], :width].astype(np.int32)
+        tables[np.arange(width) >= blocks[:, None]] = -1
+        return tables
+
+    def slots(self, branch_id: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """int64 `[stop - start]`: slots of the tokens at positions `start` to `stop` (default: the end)."""
+        branch = self._branch(branch_id)
+        stop = branch.length if stop is None else stop
+        if not 0 <= start <= stop <= branch.length:
+            raise ValueError(f"positions {start} to {stop} do not lie in branch {branch_id} of {branch.length} tokens")
+        positions = np.arange(start, stop, dtype=np.int64)
+        blocks = self._tables[branch._row, positions // self.block_size]
+        return blocks * self.block_size + positions % self.block_size
+
+    def last_slots(self, branch_ids: Sequence[int], counts: Sequence[int]) -> np.ndarray:
+        """int64 `[sum(counts)]`: slots of the last `counts[i]` tokens of each branch, branch after branch."""
+        branches = [self._branch(i) for i in branch_ids]
+        lengths = np.array([b.length for b in branches], np.int64)
+        counts_ = np.asarray(counts, np.int64)
+        if counts_.shape != lengths.shape or (counts_ < 0).any() or (counts_ > lengths).any():
+            raise ValueError(f"counts {list(counts)} do not fit branches of {lengths.tolist()} tokens")
+        stops = np.cumsum(counts_)
+        positions = np.arange(int(counts_.sum())) + np.repeat(lengths - stops, counts_)
+        rows = np.repeat(np.array([b._row for b in branches], np.int64), counts_)
+        blocks = self._tables[rows, positions // self.block_size]
+        return blocks * self.block_size + positions % self.block_size
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks that nobody holds."""
+        return len(self._free)
+
+    @property
+    def branch_ids(self) -> tuple[int, ...]:
+        """The live branches, oldest first."""
+        return tuple(self._branches)
+
+    def blocks_needed(self, branch_ids: Sequence[int], counts: Sequence[int]) -> int:
+        """Blocks that `append_many(branch_ids, counts)` would take."""
+        _, (_, start, want, _, _) = self._growth(branch_ids, counts)
+        return int((want - start).sum())
+
+    def token_counts(self) -> tuple[int, int]:
+        """Tokens of the live branches: stored (every block once, up to its longest holder), and summed by branch."""
+        lengths = self.lengths(self.branch_ids)
+        tables = self.block_tables(self.branch_ids)
+        filled = np.minimum(lengths[:, None] - np.arange(tables.shape[1]) * self.block_size, self.block_size)
+        fill = np.zeros(self.num_blocks + 1, np.int64)
+        np.maximum.at(fill, tables, filled)  # what pads the tables, -1, falls on the entry past the last block
+        return int(fill[: self.num_blocks].sum()), int(lengths.sum())
+
+    def check(self) -> None:
+        """Prove the counts, the free list and the sharing from the branches alone, or raise AssertionError."""
+        refs = np.zeros(self.num_blocks, np.int64)
+        held_at: dict[int, tuple[int, int]] = {}  # block -> (its index, the block before it)
+        rows = set()
+        table_blocks = 0
+        for branch in self._branches.values():
+            blocks = self._tables[branch._row, : self._blocks_for(branch.length)].tolist()
+            _prove(len(set(blocks)) == len(blocks), f"branch {branch.branch_id} holds a block twice")
+            _prove(all(0 <= b < self.num_blocks for b in blocks), f"branch {branch.branch_id} holds no such block")
+            for index, block in enumerate(blocks):
+                place = (index, blocks[index - 1] if index else -1)
+                _prove(held_at.setdefault(block, place) == place, f"block {block} is shared without its prefix")
+            refs[blocks] += 1
+            rows.add(branch._row)
+            table_blocks += len(blocks)
+        free = set(self._free)
+        _prove(np.array_equal(refs, self._refs), "reference counts disagree with the branches")
+        _prove(len(free) == len(self._free), "a block is free twice")
+        _prove(free == set(np.flatnonzero(refs == 0).tolist()), "the free list is not the blocks that nobody holds")
+        _prove(len(rows) == len(self._branches), "two branches share a table row")
+        _prove(rows.isdisjoint(self._free_rows), "a live branch's table row is free")
+        _prove(len(rows) + len(self._free_rows) == len(self._tables), "a table row is lost")
+        _prove(table_blocks == self._table_blocks, "the unshared count disagrees with the branches")
+        _prove(self.num_blocks - len(free) <= self._peak_blocks, "more blocks are used than the peak")
+
+    def _branch(self, branch_id: int) -> Branch:
+        try:
+            return self._branches[branch_id]
+        except KeyError:
+            raise UnknownBranch(branch_id) from None
+
+    def _blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def _fork_position(self, parent: Branch, position: int | None) -> int:
+        if position is None:
+            return parent.length
+        if not 0 <= position <= parent.length:
+            raise ValueError(f"fork position {position} is outside branch {parent.branch_id} of {parent.length} tokens")
+        return position
+
+    def _require(self, needed: int) -> None:
+        if needed > len(self._free):
+            size, live = self.block_size, len(self._branches)
+            raise OutOfBlocks(needed, len(self._free), f" of {self.num_blocks} ({size} tokens each; {live} branches)")
+
+    def _take(self, count: int) -> list[int]:
+        """Blocks off the free stack; their counts are still 0."""
+        self._require(count)
+        if not count:
+            return []
+        blocks = self._free[: -count - 1 : -1]
+        del self._free[-count:]
+        used = self.num_blocks - len(self._free)
+        if used > self._peak_blocks:
+            self._peak_blocks = used
+        return blocks
+
+    def _new_branch(self, length: int, num_blocks: int) -> Branch:
+        if not self._free_rows:
+            rows = len(self._tables)
+            self._tables = np.concatenate([self._tables, np.full_like(self._tables, -1)])
+            self._free_rows.extend(range(2 * rows - 1, rows - 1, -1))
+        if num_blocks > self._tables.shape[1]:
+            self._widen(num_blocks)
+        branch = Branch(self._next_id, length, self._free_rows.pop())
+        self._branches[self._next_id] = branch
+        self._next_id += 1
+        return branch
+
+    def _share(self, parent: Branch, position: int) -> Branch:
+        num_blocks = -(-position // self.block_size)
+        branch = self._new_branch(position, num_blocks)
+        table = self._tables[parent._row, :num_blocks]
+        self._tables[branch._row, :num_blocks] = table
+        self._refs[table] += 1
+        self._count_table_blocks(num_blocks)
+        self._forks += 1
+        return branch
+
+    def _growth(
+        self, branch_ids: Sequence[int], counts: Sequence[int]
+    ) -> tuple[list[Branch], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[int]]]:
+        """What `append_many` would do: the branches, then per branch its table row, the first and one-past-last index
+        of the table that get new blocks, then the branches whose tail is copied and the blocks they copy."""
+        branches = [self._branch(i) for i in branch_ids]
+        counts_ = np.asarray(counts, np.int64)
+        if counts_.shape != (len(branches),):
+            raise ValueError(f"{len(branches)} branches but {counts_.size} counts")
+        if len(set(branch_ids)) != len(branches):
+            raise ValueError("a branch is appended to twice in one call")
+        if (counts_ < 1).any():
+            raise ValueError(f"num_tokens must be at least 1, not {counts_.min()}")
+        lengths = np.array([b.length for b in branches], np.int64)
+        rows = np.array([b._row for b in branches], np.int64)
+        start = -(-lengths // self.block_size)
+        want = -(-(lengths + counts_) // self.block_size)
+        partial = np.flatnonzero(lengths % self.block_size)
+        tails = self._tables[rows[partial], start[partial] - 1]
+        shared = np.flatnonzero(self._refs[tails] > 1)
+        copied: list[int] = []
+        sources: list[int] = []
+        holders: dict[int, int] = {}
+        for i in shared:  # the last holder of a tail writes in place
+            tail = int(tails[i])
+            left = holders.get(tail, int(self._refs[tail]))
+            if left > 1:
+                copied.append(int(partial[i]))
+                sources.append(tail)
+            holders[tail] = left - 1
+        start[copied] -= 1
+        return branches, (rows, start, want, np.array(copied, np.int64), sources)
+
+    def _copy_blocks(self, sources: list[int], targets: list[int]) -> None:
+        """Called when the contents of `sources` must appear in `targets`, before anything is written to either."""
+        self._copies += len(sources)
+
+    def _count_table_blocks(self, change: int) -> None:
+        self._table_blocks += change
+        if self._table_blocks > self._peak_table_blocks:
+            self._peak_table_blocks = self._table_blocks
+
+    def _widen(self, num_blocks: int) -> None:
+        """Make table rows hold at least `num_blocks` entries."""
+        rows, columns = self._tables.shape
+        if num_blocks > columns:
+            tables = np.full((rows, max(num_blocks, 2 * columns)), -1, np.int64)
+            tables[:, :columns] = self._tables
+            self._tables = tables
+
+
+def _prove(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
