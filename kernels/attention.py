@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -97,13 +97,18 @@ def tree_attention(
         raise ValueError(f"q has {q.shape[0]} tokens but the branches ask with {plan.num_queries}")
     if out is None:
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    if plan.backend == "torch":
-        attend = attend_grouped
-    elif plan.backend == "reference":
-        attend = attend_reference
-    else:
-        from .triton_tree import attend_triton as attend
+    attend = _attend(plan.backend)
     return attend(q, allocator, plan, layer=layer, scale=scale, window=window, softcap=softcap, sinks=sinks, out=out)
+
+
+def _attend(backend: str) -> Callable[..., torch.Tensor]:
+    if backend == "torch":
+        return attend_grouped
+    if backend == "reference":
+        return attend_reference
+    from .triton_tree import attend_triton
+
+    return attend_triton
 
 
 def _backend(allocator: PhysicalKVAllocator, backend: str | None) -> str:

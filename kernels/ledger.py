@@ -199,7 +199,8 @@ class BlockLedger:
             raise ValueError(f"positions {start} to {stop} do not lie in branch {branch_id} of {branch.length} tokens")
         positions = np.arange(start, stop, dtype=np.int64)
         blocks = self._tables[branch._row, positions // self.block_size]
-        return blocks * self.block_size + positions % self.block_size
+        slots: np.ndarray = blocks * self.block_size + positions % self.block_size
+        return slots
 
     def last_slots(self, branch_ids: Sequence[int], counts: Sequence[int]) -> np.ndarray:
         """int64 `[sum(counts)]`: slots of the last `counts[i]` tokens of each branch, branch after branch."""
@@ -212,7 +213,8 @@ class BlockLedger:
         positions = np.arange(int(counts_.sum())) + np.repeat(lengths - stops, counts_)
         rows = np.repeat(np.array([b._row for b in branches], np.int64), counts_)
         blocks = self._tables[rows, positions // self.block_size]
-        return blocks * self.block_size + positions % self.block_size
+        slots: np.ndarray = blocks * self.block_size + positions % self.block_size
+        return slots
 
     @property
     def free_blocks(self) -> int:

@@ -47,7 +47,8 @@ class TreePlan:
     def query_positions(self) -> np.ndarray:
         """int64 `[T]`: the position of every query token on its branch."""
         starts = self.lengths.astype(np.int64) - self.q_start[1:]
-        return np.arange(self.num_queries) + np.repeat(starts, self.q_lens)
+        positions: np.ndarray = np.arange(self.num_queries) + np.repeat(starts, self.q_lens)
+        return positions
 
 
 def plan_tree(

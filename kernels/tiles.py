@@ -61,63 +61,69 @@ def cut_tiles(tree: TreePlan, chunk: int, window: int | None, slab_pieces: int) 
     edges = [0, *(np.flatnonzero(slab[1:] != slab[:-1]) + 1).tolist(), len(query)]
     slabs = []
     for a, b in pairwise(edges):
-        batches = _batches(tree, chunk, window, branch[a:b], position[a:b], first[a:b], pieces[a:b])
-        slabs.append(TileSlab(query[a:b], int(pieces[a:b].max()), batches))
+        asks = _Asks(tree, chunk, window, branch[a:b], position[a:b], first[a:b], pieces[a:b])
+        slabs.append(TileSlab(query[a:b], int(asks.pieces.max()), asks.batches()))
     return slabs
 
 
-def _batches(
-    tree: TreePlan,
-    chunk: int,
-    window: int | None,
-    branch: np.ndarray,
-    position: np.ndarray,
-    first: np.ndarray,
-    pieces: np.ndarray,
-) -> tuple[TileBatch, ...]:
-    """The tiles of one slab. All arrays `[t]`: row in the tables, position, first chunk seen, chunks seen."""
-    query = np.repeat(np.arange(len(branch)), pieces)
-    piece = np.arange(len(query)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    index = first[query] + piece
-    # The last block of a branch in a chunk names the chunk's content: no other path leads to that block.
-    last = np.minimum((index + 1) * chunk, tree.lengths[branch[query]]) - 1
-    block = tree.tables[branch[query], last // tree.block_size].astype(np.int64)
-    content = index * (int(block.max()) + 1) + block
-    entry = np.argsort(content, kind="stable")
-    starts = np.flatnonzero(np.diff(content[entry], prepend=-1))
-    left = np.diff(starts, append=len(entry))
-    rank = np.arange(len(entry)) - np.repeat(starts, left)
-    left = np.repeat(left, left)
-    batches = []
-    for size, fewest in _TILE_SIZES:
-        rest = left % size
-        taken = left - np.where(rest < fewest, rest, 0)
-        here = rank < taken
-        if here.any():
-            batches.append(
-                _batch(tree, chunk, window, branch, position, query, piece, index, entry[here], rank[here] % size, size)
-            )
-        entry, rank, left = entry[~here], (rank - taken)[~here], (left - taken)[~here]
-    return tuple(batches)
+@dataclass(frozen=True, slots=True)
+class _Asks:
+    """The queries of a slab, `[t]` each: row in the tables, position, first chunk seen, number of chunks seen."""
 
+    tree: TreePlan
+    chunk: int
+    window: int | None
+    branch: np.ndarray
+    position: np.ndarray
+    first: np.ndarray
+    pieces: np.ndarray
 
-def _batch(tree, chunk, window, branch, position, query, piece, index, entry, place, size):
-    heads = place == 0
-    tile = np.cumsum(heads) - 1
-    leader = entry[heads]
-    queries = np.repeat(query[leader][:, None], size, axis=1)
-    queries[tile, place] = query[entry]
-    asks = position[queries]
-    keys = index[leader][:, None] * chunk + np.arange(chunk)
-    hidden = keys[:, None] > asks[:, :, None]
-    if window is not None:
-        hidden |= keys[:, None] <= asks[:, :, None] - window
-    masked = hidden.any(axis=(1, 2))
-    order = np.argsort(~masked, kind="stable")
-    number = np.empty_like(order)
-    number[order] = np.arange(len(order))
-    furthest = queries[np.arange(len(queries)), asks.argmax(axis=1)]
-    seen = np.minimum(keys, position[furthest][:, None])
-    blocks = tree.tables[branch[furthest][:, None], seen // tree.block_size].astype(np.int64)
-    slots = blocks * tree.block_size + seen % tree.block_size
-    return TileBatch(queries[order], slots[order], hidden[masked], query[entry], piece[entry], number[tile], place)
+    def batches(self) -> tuple[TileBatch, ...]:
+        """All pieces, put into tiles."""
+        tree, chunk = self.tree, self.chunk
+        query = np.repeat(np.arange(len(self.branch)), self.pieces)
+        piece = np.arange(len(query)) - np.repeat(np.cumsum(self.pieces) - self.pieces, self.pieces)
+        index = self.first[query] + piece
+        # The last block of a branch in a chunk names the chunk's content: no other path leads to that block.
+        last = np.minimum((index + 1) * chunk, tree.lengths[self.branch[query]]) - 1
+        block = tree.tables[self.branch[query], last // tree.block_size].astype(np.int64)
+        content = index * (int(block.max()) + 1) + block
+        entry = np.argsort(content, kind="stable")
+        starts = np.flatnonzero(np.diff(content[entry], prepend=-1))
+        askers = np.diff(starts, append=len(entry))
+        rank = np.arange(len(entry)) - np.repeat(starts, askers)
+        left = np.repeat(askers, askers)
+        batches = []
+        for size, fewest in _TILE_SIZES:
+            rest = left % size
+            taken = left - np.where(rest < fewest, rest, 0)
+            here = rank < taken
+            if here.any():
+                chosen, place = entry[here], rank[here] % size
+                batches.append(self._batch(size, query[chosen], piece[chosen], index[chosen], place))
+            entry, rank, left = entry[~here], (rank - taken)[~here], (left - taken)[~here]
+        return tuple(batches)
+
+    def _batch(
+        self, size: int, query: np.ndarray, piece: np.ndarray, index: np.ndarray, place: np.ndarray
+    ) -> TileBatch:
+        """Pieces `[m]` of chunks `index` in tiles of `size` queries; each tile begins at place 0."""
+        begins = place == 0
+        tile = np.cumsum(begins) - 1
+        queries = np.repeat(query[begins][:, None], size, axis=1)
+        queries[tile, place] = query
+        asks = self.position[queries]
+        keys = index[begins][:, None] * self.chunk + np.arange(self.chunk)
+        hidden = keys[:, None] > asks[:, :, None]
+        if self.window is not None:
+            hidden |= keys[:, None] <= asks[:, :, None] - self.window
+        masked = hidden.any(axis=(1, 2))
+        order = np.argsort(~masked, kind="stable")
+        number = np.empty_like(order)
+        number[order] = np.arange(len(order))
+        furthest = queries[np.arange(len(queries)), asks.argmax(axis=1)]
+        seen = np.minimum(keys, self.position[furthest][:, None])
+        block_size, tables = self.tree.block_size, self.tree.tables
+        blocks = tables[self.branch[furthest][:, None], seen // block_size].astype(np.int64)
+        slots = blocks * block_size + seen % block_size
+        return TileBatch(queries[order], slots[order], hidden[masked], query, piece, number[tile], place)
