@@ -112,6 +112,7 @@ def test_two_prompts_decoded_in_one_pool_equal_generate(smollm2):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_ten_prompts_of_64_tokens_equal_generate(smollm2):
     prompts = [chat_prompt_ids(smollm2, prompt) for prompt in PROMPTS]
     assert greedy_in_pool(smollm2, prompts, 64) == [greedy_alone(smollm2, prompt, 64) for prompt in prompts]
