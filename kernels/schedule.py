@@ -16,7 +16,10 @@ import numpy as np
 from .plan import TreePlan
 
 NARROW, WIDE = 1, 2
-ITEM_FIELDS = 10  # kind, first entry, full keys, keys, first group, groups, first slot, owners lo and hi, 0
+ITEM_FIELDS = 32
+"""kind, first entry, full keys, keys, first group, groups, owners lo and hi; then for up to eight groups: the slot of
+the item's partial result, the group's first slot, its number of parts."""
+MAX_TILE_GROUPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,9 @@ class CostRule:
     item: float = 96.0
     """What an item costs whatever it reads."""
     part: float = 24.0
-    """A partial result of one group: written, read and merged."""
+    """A partial result of one group: written and read."""
+    merge: float = 10.0
+    """A part of a narrow tile, where it is merged while nothing else is left to run; a wide tile takes three times."""
     own_run: int = 128
     """Keys that a part of a tile must share to get a wide item of their own."""
     wide_items: int | None = None
@@ -58,10 +63,6 @@ class Schedule:
 
     items: np.ndarray
     """`[I, ITEM_FIELDS]`, in launch order."""
-    item_slot: np.ndarray
-    """Partial result slot of each (item, group), an item's groups in a row from its `first slot`."""
-    part_start: np.ndarray
-    """`[G + 1]`: group g's partial results are slots part_start[g] to part_start[g + 1]."""
     entry_block: np.ndarray
     entry_base: np.ndarray
     """`[E]`: physical block; branch position of its first token."""
@@ -71,9 +72,9 @@ class Schedule:
     query_pos: np.ndarray
     """`[T]` depth first: the query's row of q; its branch position."""
 
-    @property
-    def num_slots(self) -> int:
-        return int(self.part_start[-1])
+    num_groups: int
+    num_slots: int
+    """Partial results."""
 
 
 def _ceil(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
@@ -184,16 +185,16 @@ def schedule_tree(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule) 
 
     ordered = _launch_order(items, heads, rule)
     groups = ordered[:, 5]
-    of_group = np.repeat(ordered[:, 4], groups) + _within(groups)
+    item, place = np.repeat(np.arange(len(ordered)), groups), _within(groups)
+    of_group = ordered[item, 4] + place
+    parts = np.bincount(of_group, minlength=num_groups)
     by_group = np.argsort(of_group, kind="stable")
-    item_slot = np.empty(len(of_group), np.int32)
-    item_slot[by_group] = np.arange(len(of_group))
-    part_start = np.zeros(num_groups + 1, np.int32)
-    np.cumsum(np.bincount(of_group, minlength=num_groups), out=part_start[1:])
-    ordered[:, 6] = np.cumsum(groups) - groups
+    ordered[item[by_group], 8 + place[by_group]] = np.arange(len(item))
+    ordered[item, 16 + place] = (np.cumsum(parts) - parts)[of_group]
+    ordered[item, 24 + place] = parts[of_group]
     return Schedule(
-        ordered.astype(np.int32), item_slot, part_start, entry_block.astype(np.int32), entry_base.astype(np.int32),
-        entry_meta.astype(np.int32), query_token.astype(np.int32), query_pos.astype(np.int32),
+        *(a.astype(np.int32) for a in (ordered, entry_block, entry_base, entry_meta, query_token, query_pos)),
+        num_groups, len(item),
     )  # fmt: skip
 
 
@@ -265,7 +266,8 @@ def _split(
         price = (rule.wide if kind == WIDE else 1.0) * size
         parts = stream.group_hi - stream.group_lo
         slots = rule.multiprocessors * (1 if kind == WIDE else 2)
-        chunk = _chunk(count, parts, round_blocks, price, slots, heads, rule)
+        merge = rule.merge * (3 if kind == WIDE else 1)
+        chunk = _chunk(count, parts, round_blocks, price, slots, heads, merge, rule)
     else:
         chunk = _ceil(count, most)
     chunk = np.maximum(_ceil(chunk, round_blocks) * round_blocks, 1)
@@ -280,14 +282,15 @@ def _split(
     items[:, 3] = length * size
     items[:, 4] = stream.group_lo[of]
     items[:, 5] = (stream.group_hi - stream.group_lo)[of]
-    items[:, 7] = stream.owners_lo[of]
-    items[:, 8] = stream.owners_hi[of]
+    items[:, 6] = stream.owners_lo[of]
+    items[:, 7] = stream.owners_hi[of]
     return items
 
 
 def _chunk(
-    count: np.ndarray, groups: np.ndarray, round_blocks: int, price: float, slots: int, heads: int, rule: CostRule
-) -> np.ndarray:
+    count: np.ndarray, groups: np.ndarray, round_blocks: int, price: float, slots: int, heads: int, merge: float,
+    rule: CostRule,
+) -> np.ndarray:  # fmt: skip
     """Blocks an item of each stream: of a few candidates the one that `slots` programs at once finish first."""
     longest = int(count.max())
     pieces = np.unique(np.minimum([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128], -(-longest // round_blocks)))
@@ -299,6 +302,7 @@ def _chunk(
     longest_item = chunks * price + rule.item
     waves = _ceil(number * heads, slots)
     finish = np.maximum(waves * work / number, work * heads / slots) + np.maximum(longest_item - work / number, 0)
+    finish += pieces * merge
     best = chunks[int(np.argmin(finish))]
     return _ceil(count, np.maximum(_ceil(count, best), 1))
 

@@ -15,7 +15,12 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-ITEM_FIELDS = tl.constexpr(10)  # kind, first entry, full keys, keys, first group, groups, first slot, owners lo and hi
+# kind, first entry, full keys, keys, first group, groups, owners lo and hi, then for up to eight groups: the slot of
+# this item's partial result, the group's first slot, its number of parts. One cache line.
+ITEM_FIELDS = tl.constexpr(32)
+SLOT = tl.constexpr(8)
+FIRST_SLOT = tl.constexpr(16)
+PARTS = tl.constexpr(24)
 NARROW = tl.constexpr(1)
 WIDE = tl.constexpr(2)
 
@@ -119,18 +124,24 @@ def _rounds(
 
 
 @triton.jit
-def _rows(query_token, item_slot, query0, first_slot, groups, head, rows, GROUP: tl.constexpr,
-          GROUP_PAD: tl.constexpr, GROUP_ROWS: tl.constexpr):  # fmt: skip
-    """Of a tile's rows: which are real, their int64 query token, their query head. Read from memory at every call:
-    values kept from before the rounds to after them would make the rounds spill."""
-    token = tl.load(query_token + query0 + rows // GROUP_PAD, volatile=True)
+def _rows(query_token, record, head, rows, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, GROUP_ROWS: tl.constexpr,
+          CACHE: tl.constexpr):  # fmt: skip
+    """Of an item's rows: which are real, their int64 query token, their query head.
+
+    Called before the rounds and, with another cache modifier so that the compiler does not merge the loads, after
+    them: values kept in registers from one to the other would make the rounds spill.
+    """
+    group0 = tl.load(record + 4, cache_modifier=CACHE)
+    groups = tl.load(record + 5, cache_modifier=CACHE)
+    query = group0 * (GROUP_ROWS // GROUP_PAD) + rows // GROUP_PAD
+    token = tl.load(query_token + query, cache_modifier=CACHE)
     live = (token >= 0) & (rows % GROUP_PAD < GROUP) & (rows < groups * GROUP_ROWS)
     return live, tl.maximum(token, 0).to(tl.int64), head * GROUP + rows % GROUP_PAD
 
 
 @triton.jit
 def _tile(
-    q, k_cache, v_cache, out, partial, partial_lse, sinks, record, item_slot, part_start,
+    q, k_cache, v_cache, out, partial, partial_lse, sinks, record,
     entry_block, entry_base, entry_meta, query_token, query_pos, head,
     q_stride_t, q_stride_h, out_stride_t, out_stride_h, scale, softcap, window,
     HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
@@ -139,128 +150,128 @@ def _tile(
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
     """Attend the item's ROWS query rows to its keys; store the result, or a partial one where others add to it."""
-    first = tl.load(record + 1)
-    stop = tl.load(record + 3)
-    group0 = tl.load(record + 4)
-    groups = tl.load(record + 5)
-    first_slot = tl.load(record + 6)
-    query0 = group0 * (GROUP_ROWS // GROUP_PAD)
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, D_PAD)
     local = rows // GROUP_PAD
-    live, token, q_head = _rows(
-        query_token, item_slot, query0, first_slot, groups, head, rows, GROUP, GROUP_PAD, GROUP_ROWS
-    )
+    live, token, q_head = _rows(query_token, record, head, rows, GROUP, GROUP_PAD, GROUP_ROWS, "")
     q_tile = tl.load(
         q + token[:, None] * q_stride_t + q_head[:, None] * q_stride_h + dims[None, :],
         mask=live[:, None] & (dims < D)[None, :], other=0.0,
     )  # fmt: skip
-    position = tl.load(query_pos + query0 + local)
+    k_head = k_cache + head * D + dims[None, :]
+    v_head = v_cache + head * D + dims[None, :]
+    first = tl.load(record + 1)
+    acc = tl.zeros([ROWS, D_PAD], tl.float32)
+    high = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    full = 0
+    if IS_WIDE and not HAS_WINDOW:
+        # Keys that all owners see in full come first and need no mask.
+        full = tl.load(record + 2)
+        acc, high, total = _rounds(
+            q_tile, acc, high, total, k_head, v_head, entry_block, entry_base, entry_meta, first, 0, full,
+            local, local, 0, scale, softcap, window, HEADS * D, D, D_PAD, BLOCK_SIZE, KEYS, STAGES,
+            False, False, SETTLE, False, HAS_SOFTCAP,
+        )  # fmt: skip
+        owner = (local >= tl.load(record + 6)) & (local < tl.load(record + 7))
+        acc = tl.where(owner[:, None], acc, 0.0)
+        total = tl.where(owner, total, 0.0)
+        high = tl.where(owner, high, float("-inf"))
+    stop = tl.load(record + 3)
+    position = tl.load(query_pos + tl.load(record + 4) * (GROUP_ROWS // GROUP_PAD) + local)
     oldest = 0
     if HAS_WINDOW:
         oldest = tl.min(tl.where(live, position, 2147483647), 0) - window
-    k_head = k_cache + head * D + dims[None, :]
-    v_head = v_cache + head * D + dims[None, :]
-    acc = tl.zeros([ROWS, D_PAD], tl.float32)
-    high = tl.full([ROWS], float("-inf"), tl.float32)
     if IS_WIDE:
-        total = tl.zeros([ROWS], tl.float32)
-        full = 0
-        if not HAS_WINDOW:
-            # Keys that all owners see in full come first and need no mask.
-            full = tl.load(record + 2)
+        if full < stop:
             acc, high, total = _rounds(
-                q_tile, acc, high, total, k_head, v_head, entry_block, entry_base, entry_meta, first, 0, full,
-                local, position, oldest, scale, softcap, window, HEADS * D, D, D_PAD, BLOCK_SIZE, KEYS, STAGES,
-                False, False, SETTLE, False, HAS_SOFTCAP,
+                q_tile, acc, high, total, k_head, v_head, entry_block, entry_base, entry_meta, first, full, stop,
+                local, position, oldest, scale, softcap, window, HEADS * D, D, D_PAD, BLOCK_SIZE, KEYS // 2,
+                STAGES + 1, True, False, SETTLE, HAS_WINDOW, HAS_SOFTCAP,
             )  # fmt: skip
-            owner = (local >= tl.load(record + 7)) & (local < tl.load(record + 8))
-            acc = tl.where(owner[:, None], acc, 0.0)
-            total = tl.where(owner, total, 0.0)
-            high = tl.where(owner, high, float("-inf"))
-        acc, high, total = _rounds(
-            q_tile, acc, high, total, k_head, v_head, entry_block, entry_base, entry_meta, first, full, stop,
-            local, position, oldest, scale, softcap, window, HEADS * D, D, D_PAD, BLOCK_SIZE, KEYS // 2, STAGES + 1,
-            True, False, SETTLE, HAS_WINDOW, HAS_SOFTCAP,
-        )  # fmt: skip
     else:
-        total = tl.zeros([ROWS, KEYS], tl.float32)
-        acc, high, total = _rounds(
-            q_tile, acc, high, total, k_head, v_head, entry_block, entry_base, entry_meta, first, 0, stop,
+        late = tl.zeros([ROWS, KEYS], tl.float32)
+        acc, high, late = _rounds(
+            q_tile, acc, high, late, k_head, v_head, entry_block, entry_base, entry_meta, first, 0, stop,
             local, position, oldest, scale, softcap, window, HEADS * D, D, D_PAD, BLOCK_SIZE, KEYS, STAGES,
             True, True, False, HAS_WINDOW, HAS_SOFTCAP,
         )  # fmt: skip
-        total = tl.sum(total, 1)
+        total = tl.sum(late, 1)
 
-    live, token, q_head = _rows(
-        query_token, item_slot, query0, first_slot, groups, head, rows, GROUP, GROUP_PAD, GROUP_ROWS
-    )
-    group = rows // GROUP_ROWS
-    slot = tl.load(item_slot + first_slot + group, mask=group < groups, other=0)
-    parts = tl.load(part_start + group0 + group + 1, mask=group < groups, other=0) - tl.load(
-        part_start + group0 + group, mask=group < groups, other=0
-    )
+    live, token, q_head = _rows(query_token, record, head, rows, GROUP, GROUP_PAD, GROUP_ROWS, ".ca")
+    parts = tl.load(record + PARTS + rows // GROUP_ROWS)
     alone = live & (parts == 1)
+    spread = live & (parts > 1)
     norm = tl.where(total == 0.0, 1.0, total)
     if HAS_SINKS:  # a sink joins the denominator once: here if there is no merge
         sink = tl.load(sinks + q_head, mask=live, other=0.0).to(tl.float32) * LOG2E
         peak = tl.maximum(high, sink)
         norm = tl.where(alone, total * tl.exp2(high - peak) + tl.exp2(sink - peak), norm)
         acc *= tl.where(alone, tl.exp2(high - peak), 1.0)[:, None]
-    result = (acc / norm[:, None]).to(out.dtype.element_ty)
+    result = (acc * (1.0 / norm)[:, None]).to(out.dtype.element_ty)
     tl.store(
         out + token[:, None] * out_stride_t + q_head[:, None] * out_stride_h + dims[None, :],
         result, mask=alone[:, None] & (dims < D)[None, :],
     )  # fmt: skip
-    spread = live & (parts > 1)
-    cell = (slot.to(tl.int64) * HEADS + head) * GROUP_ROWS + rows % GROUP_ROWS
+    slot = tl.load(record + SLOT + rows // GROUP_ROWS).to(tl.int64)
+    cell = (slot * HEADS + head) * GROUP_ROWS + rows % GROUP_ROWS
     tl.store(partial_lse + cell, tl.where(total == 0.0, float("-inf"), high + tl.log2(norm)), mask=spread)
     tl.store(partial + cell[:, None] * D_PAD + dims[None, :], result, mask=spread[:, None])
 
 
 @triton.jit
+def _arrive(arrivals, record, head, HEADS: tl.constexpr, THREADS: tl.constexpr):
+    """Count this item in for its groups. Returns a bit for each group of which it was the last part."""
+    # One lane a group, and as many lanes as threads, so that no lane's count is added twice.
+    lanes = tl.arange(0, THREADS)
+    group0 = tl.load(record + 4)
+    parts = tl.load(record + PARTS + lanes, mask=lanes < tl.load(record + 5), other=0)
+    counter = arrivals + (group0 + lanes) * HEADS + head
+    tl.debug_barrier()  # this program's partial results are stored before it is counted
+    before = tl.atomic_add(counter, 1, mask=parts > 1, sem="acq_rel", scope="gpu")
+    last = (parts > 1) & (before == parts - 1)
+    tl.store(counter, 0, mask=last)
+    return tl.sum(tl.where(last, 1 << (lanes & 7), 0), 0)
+
+
+@triton.jit
 def _merge(
-    out, partial, partial_lse, sinks, query_token, group, slot0, parts, head, out_stride_t, out_stride_h,
+    out, partial, partial_lse, sinks, record, query_token, head, complete, row0, out_stride_t, out_stride_h,
     HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
-    GROUP_ROWS: tl.constexpr, HAS_SINKS: tl.constexpr, UNROLL: tl.constexpr,
+    GROUP_ROWS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
-    """out = sum_i 2^(lse_i - m) o_i / sum_i 2^(lse_i - m) over the parts i of one group of GROUP_ROWS rows."""
-    rows = tl.arange(0, GROUP_ROWS)
+    """out = sum_i 2^lse_i o_i / sum_i 2^lse_i over the parts i, for ROWS rows from `row0` of `complete` groups."""
+    rows = row0 + tl.arange(0, ROWS)
     dims = tl.arange(0, D_PAD)
-    lanes = tl.arange(0, 16)
-    token = tl.load(query_token + group * (GROUP_ROWS // GROUP_PAD) + rows // GROUP_PAD)
-    live = (token >= 0) & (rows % GROUP_PAD < GROUP)
-    token = tl.maximum(token, 0).to(tl.int64)
-    q_head = head * GROUP + rows % GROUP_PAD
-    cell = (slot0.to(tl.int64) * HEADS + head) * GROUP_ROWS + rows
+    group = rows // GROUP_ROWS
+    live, token, q_head = _rows(query_token, record, head, rows, GROUP, GROUP_PAD, GROUP_ROWS, "")
+    live &= ((complete >> group) & 1) > 0
+    parts = tl.where(live, tl.load(record + PARTS + group), 0)
+    cell = (tl.load(record + FIRST_SLOT + group).to(tl.int64) * HEADS + head) * GROUP_ROWS + rows % GROUP_ROWS
+    most = tl.max(parts, 0)
     step = HEADS * GROUP_ROWS
-    high = tl.full([GROUP_ROWS], float("-inf"), tl.float32)
-    for p in range(0, parts, 16):
-        some = live[None, :] & (p + lanes < parts)[:, None]
-        lse = tl.load(
-            partial_lse + cell[None, :] + (p + lanes)[:, None] * step,
-            mask=some, other=float("-inf"), cache_modifier=".cg",
-        )  # fmt: skip
+    high = tl.full([ROWS], float("-inf"), tl.float32)
+    for i in range(0, most, 16):
+        lanes = i + tl.arange(0, 16)
+        lse = tl.load(partial_lse + cell[None, :] + lanes[:, None] * step, mask=lanes[:, None] < parts[None, :],
+                      other=float("-inf"), cache_modifier=".cg")  # fmt: skip
         high = tl.maximum(high, tl.max(lse, 0))
-    total = tl.zeros([GROUP_ROWS], tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
     if HAS_SINKS:
-        sink = tl.load(sinks + q_head, mask=live, other=0.0).to(tl.float32) * LOG2E
+        sink = tl.load(sinks + q_head, mask=live, other=float("-inf")).to(tl.float32) * LOG2E
         high = tl.maximum(high, sink)
-        total = tl.exp2(sink - high)
+        total = tl.exp2(sink - tl.where(high == float("-inf"), 0.0, high))
     high = tl.where(high == float("-inf"), 0.0, high)
-    acc = tl.zeros([GROUP_ROWS, D_PAD], tl.float32)
-    for p in range(0, parts, UNROLL):
-        for i in tl.static_range(UNROLL):
-            some = live & (rows * 0 + i < parts - p)
-            at = cell + (p + i) * step
-            lse = tl.load(partial_lse + at, mask=some, other=float("-inf"), cache_modifier=".cg")
-            o = tl.load(
-                partial + at[:, None] * D_PAD + dims[None, :], mask=some[:, None], other=0.0, cache_modifier=".cg"
-            )
-            weight = tl.exp2(lse - high)
-            total += weight
-            acc += weight[:, None] * o.to(tl.float32)
-    result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    acc = tl.zeros([ROWS, D_PAD], tl.float32)
+    for i in tl.range(0, most, num_stages=STAGES):
+        lse = tl.load(partial_lse + cell, mask=parts > i, other=float("-inf"), cache_modifier=".cg")
+        o = tl.load(partial + cell[:, None] * D_PAD + dims[None, :], mask=(parts > i)[:, None], other=0.0,
+                    cache_modifier=".cg")  # fmt: skip
+        cell += step
+        weight = tl.exp2(lse - high)
+        total += weight
+        acc += o.to(tl.float32) * weight[:, None]
+    result = acc * (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
     tl.store(
         out + token[:, None] * out_stride_t + q_head[:, None] * out_stride_h + dims[None, :],
         result.to(out.dtype.element_ty), mask=live[:, None] & (dims < D)[None, :],
@@ -270,54 +281,47 @@ def _merge(
 @triton.jit
 def tree_attention_kernel(
     q, k_cache, v_cache, out, partial, partial_lse, arrivals, sinks,
-    items, item_slot, part_start, entry_block, entry_base, entry_meta, query_token, query_pos,
+    items, entry_block, entry_base, entry_meta, query_token, query_pos,
     q_stride_t, q_stride_h, out_stride_t, out_stride_h, scale, softcap, window,
     HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, GROUP_ROWS: tl.constexpr, WIDE_ROWS: tl.constexpr, WIDE_KEYS: tl.constexpr,
-    WIDE_STAGES: tl.constexpr, NARROW_KEYS: tl.constexpr, NARROW_STAGES: tl.constexpr, MERGE_UNROLL: tl.constexpr,
-    THREADS: tl.constexpr, SETTLE: tl.constexpr,
+    WIDE_STAGES: tl.constexpr, NARROW_KEYS: tl.constexpr, NARROW_STAGES: tl.constexpr, MERGE_ROWS: tl.constexpr,
+    MERGE_STAGES: tl.constexpr, THREADS: tl.constexpr, SETTLE: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
     """One item for one kv head. q, out [T, Hq, D] by strides; caches [blocks, BLOCK_SIZE, HEADS, D] contiguous;
-    partial [slots, HEADS, GROUP_ROWS, D_PAD], partial_lse without the last dimension; arrivals int32, zero."""
+    partial [slots, HEADS, GROUP_ROWS, D_PAD], partial_lse without the last dimension; arrivals [groups, HEADS] int32,
+    zero before and after."""
     program = tl.program_id(0)
     head = program % HEADS
     record = items + program // HEADS * ITEM_FIELDS
     kind = tl.load(record)
     if kind == NARROW:
         _tile(
-            q, k_cache, v_cache, out, partial, partial_lse, sinks, record, item_slot, part_start, entry_block,
-            entry_base, entry_meta, query_token, query_pos, head, q_stride_t, q_stride_h, out_stride_t, out_stride_h,
-            scale, softcap, window, HEADS, GROUP, GROUP_PAD, D, D_PAD, BLOCK_SIZE, GROUP_ROWS, GROUP_ROWS,
-            NARROW_KEYS, NARROW_STAGES, False, False, HAS_WINDOW, HAS_SOFTCAP, HAS_SINKS,
+            q, k_cache, v_cache, out, partial, partial_lse, sinks, record, entry_block, entry_base, entry_meta,
+            query_token, query_pos, head, q_stride_t, q_stride_h, out_stride_t, out_stride_h, scale, softcap, window,
+            HEADS, GROUP, GROUP_PAD, D, D_PAD, BLOCK_SIZE, GROUP_ROWS, GROUP_ROWS, NARROW_KEYS, NARROW_STAGES,
+            False, False, HAS_WINDOW, HAS_SOFTCAP, HAS_SINKS,
         )  # fmt: skip
+        complete = _arrive(arrivals, record, head, HEADS, THREADS)
+        if complete > 0:
+            _merge(
+                out, partial, partial_lse, sinks, record, query_token, head, complete, 0, out_stride_t, out_stride_h,
+                HEADS, GROUP, GROUP_PAD, D, D_PAD, GROUP_ROWS, GROUP_ROWS, 2 * MERGE_STAGES, HAS_SINKS,
+            )  # fmt: skip
     if WIDE_ROWS > 0:  # noqa: SIM102
         if kind == WIDE:
             _tile(
-                q, k_cache, v_cache, out, partial, partial_lse, sinks, record, item_slot, part_start, entry_block,
-                entry_base, entry_meta, query_token, query_pos, head, q_stride_t, q_stride_h, out_stride_t,
-                out_stride_h, scale, softcap, window, HEADS, GROUP, GROUP_PAD, D, D_PAD, BLOCK_SIZE, GROUP_ROWS,
-                WIDE_ROWS, WIDE_KEYS, WIDE_STAGES, True, SETTLE, HAS_WINDOW, HAS_SOFTCAP, HAS_SINKS,
+                q, k_cache, v_cache, out, partial, partial_lse, sinks, record, entry_block, entry_base, entry_meta,
+                query_token, query_pos, head, q_stride_t, q_stride_h, out_stride_t, out_stride_h, scale, softcap,
+                window, HEADS, GROUP, GROUP_PAD, D, D_PAD, BLOCK_SIZE, GROUP_ROWS, WIDE_ROWS, WIDE_KEYS, WIDE_STAGES,
+                True, SETTLE, HAS_WINDOW, HAS_SOFTCAP, HAS_SINKS,
             )  # fmt: skip
-    if kind > 0:
-        # One lane a group, and as many lanes as threads, so that no lane's count is added twice.
-        group0 = tl.load(record + 4)
-        groups = tl.load(record + 5)
-        lanes = tl.arange(0, THREADS)
-        group = group0 + lanes
-        parts = tl.load(part_start + group + 1, mask=lanes < groups, other=0)
-        parts -= tl.load(part_start + group, mask=lanes < groups, other=0)
-        counter = arrivals + group * HEADS + head
-        tl.debug_barrier()  # this program's partial results are stored before it is counted
-        before = tl.atomic_add(counter, 1, mask=parts > 1, sem="acq_rel", scope="gpu")
-        last = ((parts > 1) & (before == parts - 1)).to(tl.int32)
-        tl.store(counter, 0, mask=last > 0)
-        if tl.sum(last, 0) > 0:
-            for i in range(0, groups):
-                if tl.sum(tl.where(lanes == i, last, 0), 0) > 0:
-                    slot0 = tl.load(part_start + group0 + i)
-                    count = tl.load(part_start + group0 + i + 1) - slot0
+            complete = _arrive(arrivals, record, head, HEADS, THREADS)
+            if complete > 0:
+                for row0 in range(0, WIDE_ROWS, MERGE_ROWS):
                     _merge(
-                        out, partial, partial_lse, sinks, query_token, group0 + i, slot0, count, head, out_stride_t,
-                        out_stride_h, HEADS, GROUP, GROUP_PAD, D, D_PAD, GROUP_ROWS, HAS_SINKS, MERGE_UNROLL,
+                        out, partial, partial_lse, sinks, record, query_token, head, complete, row0, out_stride_t,
+                        out_stride_h, HEADS, GROUP, GROUP_PAD, D, D_PAD, GROUP_ROWS, MERGE_ROWS, MERGE_STAGES,
+                        HAS_SINKS,
                     )  # fmt: skip

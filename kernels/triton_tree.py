@@ -15,9 +15,7 @@ from .schedule import ITEM_FIELDS, CostRule, Schedule, TileShape, schedule_tree
 from .tree_kernel import tree_attention_kernel
 from .tuning import FALLBACK, KernelConfig, multiprocessors, padded_head_dim, shipped_config, timed_config
 
-_TABLES = (
-    "items", "item_slot", "part_start", "entry_block", "entry_base", "entry_meta", "query_token", "query_pos"
-)  # fmt: skip
+_TABLES = ("items", "entry_block", "entry_base", "entry_meta", "query_token", "query_pos")
 _MAX_GROUP = 16
 
 
@@ -53,7 +51,7 @@ class _Launch:
         self.num_items = len(schedule.items)
         sizes = {name: getattr(schedule, name).size for name in _TABLES}
         fits = bool(self._capacity) and all(sizes[n] <= self._capacity[n] for n in _TABLES)
-        fits = fits and schedule.num_slots <= self._num_slots
+        fits = fits and schedule.num_slots <= len(self.partial) and schedule.num_groups <= len(self.arrivals)
         if not fits:
             self._allocate(schedule, sizes)
         self._host[:] = 0
@@ -70,9 +68,8 @@ class _Launch:
         spare = {"query_token": self._spare_queries, "query_pos": self._spare_queries}
         spare |= dict.fromkeys(("entry_block", "entry_base", "entry_meta"), self._spare_blocks)
         self._capacity = {name: size + max(size // 4, 64) for name, size in sizes.items()}
-        rows = self._capacity["items"] // ITEM_FIELDS
-        self._capacity["items"] = rows * ITEM_FIELDS
-        self.item_capacity = rows
+        self.item_capacity = len(schedule.items) + max(len(schedule.items) // 4, 32)
+        self._capacity["items"] = self.item_capacity * ITEM_FIELDS
         starts = {}
         total = 0
         for name in _TABLES:
@@ -83,13 +80,11 @@ class _Launch:
         ends = [*list(starts.values())[1:], total]
         self._views = {n: self._host[a:b] for (n, a), b in zip(starts.items(), ends, strict=True)}
         self.tables = {n: self._buffer[a:b] for (n, a), b in zip(starts.items(), ends, strict=True)}
-        self._num_slots = schedule.num_slots + max(schedule.num_slots // 4, 64)
-        rows = self.config.group_rows
-        self.partial = torch.empty(
-            self._num_slots, self.heads, rows, self._width, dtype=self._dtype, device=self._device
-        )
-        self.partial_lse = torch.empty(self._num_slots, self.heads, rows, dtype=torch.float32, device=self._device)
-        self.arrivals = torch.zeros(self._capacity["part_start"] * self.heads, dtype=torch.int32, device=self._device)
+        slots = (schedule.num_slots + max(schedule.num_slots // 4, 64), self.heads, self.config.group_rows)
+        groups = (schedule.num_groups + max(schedule.num_groups // 4, 64), self.heads)
+        self.partial = torch.empty(*slots, self._width, dtype=self._dtype, device=self._device)
+        self.partial_lse = torch.empty(slots, dtype=torch.float32, device=self._device)
+        self.arrivals = torch.zeros(groups, dtype=torch.int32, device=self._device)
 
 
 class TritonPlan:
@@ -177,14 +172,14 @@ def attend_triton(
     tree_attention_kernel[(items * launch.heads,)](
         q, allocator.k_cache[layer], allocator.v_cache[layer], result, launch.partial, launch.partial_lse,
         launch.arrivals, launch.partial_lse if sinks is None else sinks,
-        tables["items"], tables["item_slot"], tables["part_start"], tables["entry_block"], tables["entry_base"],
-        tables["entry_meta"], tables["query_token"], tables["query_pos"],
+        *(tables[name] for name in _TABLES),
         q.stride(0), q.stride(1), result.stride(0), result.stride(1),
         scale, 0.0 if softcap is None else softcap, 0 if window is None else window,
         HEADS=launch.heads, GROUP=q_heads // launch.heads, GROUP_PAD=launch.group_pad, D=head_dim,
         D_PAD=padded_head_dim(head_dim), BLOCK_SIZE=allocator.block_size, GROUP_ROWS=config.group_rows,
         WIDE_ROWS=config.wide_rows, WIDE_KEYS=config.wide_keys, WIDE_STAGES=config.wide_stages,
-        NARROW_KEYS=config.narrow_keys, NARROW_STAGES=config.narrow_stages, MERGE_UNROLL=config.merge_unroll,
+        NARROW_KEYS=config.narrow_keys, NARROW_STAGES=config.narrow_stages,
+        MERGE_ROWS=min(config.wide_rows, config.merge_rows), MERGE_STAGES=config.merge_stages,
         THREADS=32 * config.warps, SETTLE=not interpreting(), HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None, HAS_SINKS=sinks is not None,
         num_warps=config.warps, maxnreg=config.max_registers,

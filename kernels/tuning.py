@@ -28,7 +28,8 @@ class KernelConfig:
     warps: int = 8
     max_registers: int | None = None
     group_rows: int = 16
-    merge_unroll: int = 8
+    merge_rows: int = 64
+    merge_stages: int = 4
 
 
 # 128 registers and under 113 KB of shared memory: two programs fit a multiprocessor, one of each kind at best.
