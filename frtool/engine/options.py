@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from frtool.config import SearchConfig
     from frtool.search.protocols import Algorithm
 
+GPU_BLOCK = 16
+CPU_BLOCK = 4
+
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
@@ -35,17 +38,24 @@ class EngineOptions:
     expected_tokens: int | None = None
     """Tokens that the search may come to hold, block rounding included: without `kv_memory` the pool grows no larger
     than the prompt and these. A search that needs more loses no more than time, because idle nodes are evicted."""
-    block_size: int = 16
+    block_size: int | None = None
+    """Tokens of a KV block. None: 16 on a GPU; 4 elsewhere, where small blocks cost no time and forks copy less."""
     prefill_chunk: int = 512
     """Prompt tokens in one forward pass."""
     read_rewards: bool = False
     """Read the model's process-reward token after every step."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "max_step_tokens", "block_size", "prefill_chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("max_path_tokens", "num_blocks", "kv_memory", "expected_tokens"):
+        for name in (
+            "batch",
+            "max_step_tokens",
+            "prefill_chunk",
+            "block_size",
+            "max_path_tokens",
+            "num_blocks",
+            "kv_memory",
+            "expected_tokens",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
@@ -88,9 +98,10 @@ class EngineOptions:
 def _expected_tokens(config: SearchConfig) -> int | None:
     """What the budget lets a search hold: steps take whole blocks, and each one copies a block of its parent's."""
     assert config.max_step_tokens is not None
+    step = config.max_step_tokens + 2 * (config.block_size or GPU_BLOCK)
     limits = []
-    if config.nodes is not None:
-        limits.append(config.nodes * (config.max_step_tokens + 2 * config.block_size))
+    # A node that is a copy of another was dropped, so `nodes` bounds the kept steps like `steps` does.
+    limits += [count * step for count in (config.nodes, config.steps) if count is not None]
     if config.tokens is not None:
         limits.append(4 * config.tokens)
-    return min(limits) + config.batch * (config.max_step_tokens + 2 * config.block_size) if limits else None
+    return min(limits) + config.batch * step if limits else None

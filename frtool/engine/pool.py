@@ -10,15 +10,14 @@ from frtool.errors import UsageError
 from frtool.kernels.allocator import PhysicalKVAllocator
 from frtool.models.memory import free_memory
 
-from .options import EngineOptions
+from .options import CPU_BLOCK, GPU_BLOCK, EngineOptions
 
 if TYPE_CHECKING:
     from frtool.models.load import LoadedModel
 
 # What a pool may take of the free memory when nobody says: a GPU is there for this, a computer is not.
 _SHARE = {"cuda": 0.8, "cpu": 0.5}
-_CPU_BYTES = 1 << 30
-_CPU_TOKENS = 1 << 17
+_CPU_BYTES = 1 << 29
 
 
 def block_bytes(loaded: LoadedModel, block_size: int) -> int:
@@ -26,28 +25,29 @@ def block_bytes(loaded: LoadedModel, block_size: int) -> int:
     return 2 * loaded.num_layers * block_size * loaded.num_kv_heads * loaded.head_dim * loaded.dtype.itemsize
 
 
-def least_blocks(prompt_tokens: int, options: EngineOptions) -> int:
+def least_blocks(prompt_tokens: int, step_tokens: int, block_size: int) -> int:
     """Blocks for the prompt and one step below it, with the copy of the prompt's last, partly filled block."""
-    size = options.block_size
-    step = options.max_step_tokens + int(options.read_rewards)
-    return -(-prompt_tokens // size) + -(-(prompt_tokens % size + step) // size)
+    return -(-prompt_tokens // block_size) + -(-(prompt_tokens % block_size + step_tokens) // block_size)
 
 
 def make_pool(loaded: LoadedModel, prompt_tokens: int, options: EngineOptions) -> PhysicalKVAllocator:
     """The pool for one engine. Raises UsageError, before it allocates, when not even one step would fit."""
-    size = options.block_size
+    size = options.block_size or (GPU_BLOCK if loaded.device.type == "cuda" else CPU_BLOCK)
     each = block_bytes(loaded, size)
-    least = least_blocks(prompt_tokens, options)
+    step = min(options.max_step_tokens, loaded.max_positions - prompt_tokens)
+    least = least_blocks(prompt_tokens, step + int(options.read_rewards), size)
     if options.num_blocks is not None:
         blocks = options.num_blocks
     elif options.kv_memory is not None:
         blocks = options.kv_memory // each
     else:
-        blocks = _default_blocks(loaded.device, each, least, prompt_tokens, options)
+        blocks = _default_blocks(loaded.device, each, least)
+        if options.expected_tokens is not None:
+            blocks = min(blocks, max(least, -(-(prompt_tokens + options.expected_tokens) // size)))
     if blocks < least:
         raise UsageError(
             f"the KV pool of {blocks} blocks ({_mib(blocks * each)}) is too small: "
-            f"the prompt of {prompt_tokens} tokens and one step of {options.max_step_tokens} "
+            f"the prompt of {prompt_tokens} tokens and one step of {step} "
             f"need {least} blocks ({_mib(least * each)})",
             hint="raise --kv-memory, or lower --max-step-tokens",
         )
@@ -64,16 +64,12 @@ def make_pool(loaded: LoadedModel, prompt_tokens: int, options: EngineOptions) -
         ) from None
 
 
-def _default_blocks(device: torch.device, each: int, least: int, prompt_tokens: int, options: EngineOptions) -> int:
+def _default_blocks(device: torch.device, each: int, least: int) -> int:
+    """Blocks of `each` bytes that the free memory is good for."""
     budget = int(free_memory(device) * _SHARE.get(device.type, 0.5))
     if device.type == "cpu":
         budget = min(budget, max(_CPU_BYTES, 4 * least * each))
-        budget = min(budget, max(_CPU_TOKENS // options.block_size, 4 * least) * each)
-    blocks = budget // each
-    if options.expected_tokens is not None:
-        size = options.block_size
-        blocks = min(blocks, max(least, -(-(prompt_tokens + options.expected_tokens) // size)))
-    return blocks
+    return budget // each
 
 
 def _mib(count: int) -> str:
