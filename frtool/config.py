@@ -11,12 +11,13 @@ from frtool.errors import UsageError
 EMBEDDED = "embedded"
 SCORERS = ("auto", "reward", "logprob", "arithmetic")
 VERIFIERS = ("auto", "none", "arithmetic")
+_BUDGETS = ("tokens", "nodes", "steps", "seconds")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 # What a step, a path and a search may cost when the user does not say. The embedded model's steps are one line of
 # arithmetic; a chat model's are paragraphs.
 _DEFAULTS: dict[bool, dict[str, Any]] = {
-    True: {"delimiter": "\n", "max_step_tokens": 48, "max_depth": 8, "nodes": 192, "temperature": 1.0},
+    True: {"delimiter": "\n", "max_step_tokens": 48, "max_depth": 8, "steps": 192, "temperature": 1.0},
     False: {"delimiter": "\n\n", "max_step_tokens": 256, "max_depth": 32, "tokens": 4096, "temperature": 0.8},
 }
 
@@ -33,6 +34,8 @@ class SearchConfig:
     tokens: int | None = None
     """Budget: tokens sampled by the policy and spent by the scorer."""
     nodes: int | None = None
+    """Budget: distinct nodes."""
+    steps: int | None = None
     """Budget: steps generated, duplicates counted."""
     seconds: float | None = None
     temperature: float | None = None
@@ -54,7 +57,8 @@ class SearchConfig:
     dtype: str = "auto"
     kv_memory: int | None = None
     """Bytes for the KV pool; None takes a share of the memory that is free."""
-    block_size: int = 16
+    block_size: int | None = None
+    """Tokens of a KV block; None leaves it to the engine."""
     offline: bool = False
     trust_remote_code: bool = False
 
@@ -66,9 +70,8 @@ class SearchConfig:
         """This configuration with every default filled in. Raises UsageError where it cannot work."""
         self._check()
         defaults = _DEFAULTS[self.is_embedded]
-        changes = {k: v for k, v in defaults.items() if k not in ("tokens", "nodes") and getattr(self, k) is None}
-        if self.tokens is self.nodes is self.seconds is None:
-            changes |= {k: v for k, v in defaults.items() if k in ("tokens", "nodes")}
+        budgeted = any(getattr(self, name) is not None for name in _BUDGETS)
+        changes = {k: v for k, v in defaults.items() if getattr(self, k) is None and not (budgeted and k in _BUDGETS)}
         return replace(self, **changes)
 
     def record(self) -> dict[str, Any]:
@@ -78,7 +81,7 @@ class SearchConfig:
     def _check(self) -> None:
         if not self.prompt.strip():
             raise UsageError("the prompt is empty", hint='pass a question: frtool search "Make 24 from 4, 5, 6, 10"')
-        for name in ("tokens", "nodes", "max_step_tokens", "max_depth", "batch", "block_size", "kv_memory"):
+        for name in ("tokens", "nodes", "steps", "max_step_tokens", "max_depth", "batch", "block_size", "kv_memory"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{_flag(name)} is {value}, but must be at least 1")

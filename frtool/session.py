@@ -108,7 +108,7 @@ class Session:
             scorer=self.scorer,
             task=self.task,
             verifier=self.verifier,
-            budget=Budget(tokens=config.tokens, nodes=config.nodes, seconds=config.seconds),
+            budget=Budget(tokens=config.tokens, nodes=config.nodes, steps=config.steps, seconds=config.seconds),
             steer=config.steer,
             max_depth=config.max_depth,
             interrupted=self._interrupted.is_set,

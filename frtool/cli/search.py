@@ -59,6 +59,9 @@ def search(
         int | None, typer.Option(help="Stop after so many tokens, sampled and scored.", rich_help_panel=_BUDGET)
     ] = None,
     nodes: Annotated[int | None, typer.Option(help="Stop after so many nodes.", rich_help_panel=_BUDGET)] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Stop after so many steps, copies of nodes counted.", rich_help_panel=_BUDGET)
+    ] = None,
     seconds: Annotated[float | None, typer.Option(help="Stop after so long.", rich_help_panel=_BUDGET)] = None,
     temperature: Annotated[
         float | None, typer.Option("--temperature", "-t", help="0 takes the likeliest.", rich_help_panel=_SAMPLING)
@@ -112,8 +115,8 @@ def search(
         typer.Option("--kv-memory", metavar="SIZE", help="Of the KV cache, such as 2GiB.", rich_help_panel=_ENGINE),
     ] = None,
     block_size: Annotated[
-        int, typer.Option("--block-size", help="Tokens of a KV block.", rich_help_panel=_ENGINE)
-    ] = 16,
+        int | None, typer.Option("--block-size", help="Tokens of a KV block.", rich_help_panel=_ENGINE)
+    ] = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="Use the local model cache only.", rich_help_panel=_ENGINE)
     ] = False,
@@ -159,6 +162,7 @@ def search(
             seed=seed,
             tokens=tokens,
             nodes=nodes,
+            steps=steps,
             seconds=seconds,
             temperature=temperature,
             top_p=top_p,

@@ -57,6 +57,7 @@ def _budgets(model: TreeModel, width: int, glyphs: Glyphs) -> Line | None:
     spent: dict[str, float] = {
         "tokens": last.policy_tokens + last.scorer_tokens if last else 0,
         "nodes": last.nodes if last else 0,
+        "steps": model.steps,
         "seconds": model.seconds,
     }
     limits = {k: v for k in spent if isinstance(v := config.get(k), int | float) and v > 0}

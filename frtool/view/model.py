@@ -83,6 +83,8 @@ class TreeModel:
         self.tick: Tick | None = None
         self.ended: Ended | None = None
         self.terminals = 0
+        self.steps = 0
+        """Steps that came back, copies of nodes counted."""
         self.blocks: deque[int] = deque(maxlen=HISTORY)
         self._ticks: deque[Tick] = deque()
         self._leader: ViewNode | None = None
@@ -90,6 +92,7 @@ class TreeModel:
     def apply(self, event: Event) -> None:
         match event:
             case NodeAdded():
+                self.steps += 1
                 self._add(event)
             case Backup():
                 self._backup(event)
