@@ -22,11 +22,17 @@ def stable_hash(numbers: Sequence[int], target: int) -> int:
     return value
 
 
+def is_game_of_24(numbers: Sequence[int], target: int) -> bool:
+    return len(numbers) == 4 and target == 24 and numbers[3] <= 13
+
+
+def is_held_hash(value: int) -> bool:
+    return (value >> 5) % _SHARES == 0
+
+
 def is_held_out(numbers: Sequence[int], target: int) -> bool:
     """Whether the puzzle of these sorted numbers is kept out of all training.
 
     Held out: four numbers of at most 13 with target 24 (the whole Game of 24), and one puzzle in sixteen by its hash.
     """
-    if len(numbers) == 4 and target == 24 and numbers[3] <= 13:
-        return True
-    return (stable_hash(numbers, target) >> 5) % _SHARES == 0
+    return is_game_of_24(numbers, target) or is_held_hash(stable_hash(numbers, target))

@@ -1,0 +1,1 @@
+"""The arithmetic reasoner that comes with frtool: weights, tokenizer, card, and the script that trained it."""
