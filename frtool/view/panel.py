@@ -51,7 +51,7 @@ def side_panel(model: TreeModel, width: int, glyphs: Glyphs) -> list[Line]:
     if counts is not None:
         lines += [
             _heading("search"),
-            _pair("steps", f"{counts.nodes:,}", width),
+            _pair("steps, nodes", f"{model.steps:,}, {counts.nodes:,}", width),
             _pair("finished paths", f"{model.terminals:,}", width),
             _pair("tokens sampled", f"{counts.policy_tokens:,}", width),
             _pair("tokens scored", f"{counts.scorer_tokens:,}", width),

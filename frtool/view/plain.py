@@ -75,7 +75,7 @@ class PlainView:
     def _state(self) -> str:
         model, tick = self.model, self.model.tick
         best = model.best()
-        parts = [f"{len(model.nodes) - 1:,} steps, {model.terminals:,} finished"]
+        parts = [f"{model.steps:,} steps, {model.terminals:,} finished"]
         if tick is not None:
             parts = [f"{tick.seconds:.1f} s", f"{tick.policy_tokens + tick.scorer_tokens:,} tokens", *parts]
             parts.append(f"KV {tick.blocks_used:,}/{tick.blocks_total:,} blocks")

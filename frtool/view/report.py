@@ -77,7 +77,7 @@ def _cost(model: TreeModel, glyphs: Glyphs) -> Text:
     words = f"{ended.policy_tokens:,} tokens sampled"
     if ended.scorer_tokens:
         words += f" and {ended.scorer_tokens:,} scored"
-    words += f" in {ended.seconds:.1f} s{glyphs.dot}{ended.nodes:,} steps, {ended.terminals:,} finished paths"
+    words += f" in {ended.seconds:.1f} s{glyphs.dot}{model.steps:,} steps, {ended.nodes:,} nodes, {ended.terminals:,} finished"
     return Text(f"{words}{glyphs.dot}{reason_text(ended.reason)}")
 
 
