@@ -68,9 +68,9 @@ class PhysicalKVAllocator(BlockLedger):
         self.head_dim = head_dim
         self.num_layers = num_layers
         self.dtype = dtype
-        self.kv_cache = torch.zeros(
-            2, num_layers, num_blocks, block_size, num_kv_heads, head_dim, dtype=dtype, device=self.device
-        )
+        shape = (2, num_layers, num_blocks, block_size, num_kv_heads, head_dim)
+        with torch.inference_mode(False):  # else they could be written in inference mode only
+            self.kv_cache = torch.zeros(shape, dtype=dtype, device=self.device)
         self.k_cache, self.v_cache = self.kv_cache.unbind(0)
         self._slot_view = self.kv_cache.view(2, num_layers, num_blocks * block_size, num_kv_heads, head_dim)
         self.block_bytes = self.kv_cache.element_size() * self.kv_cache.numel() // num_blocks
@@ -93,7 +93,8 @@ class PhysicalKVAllocator(BlockLedger):
         numel = math.prod(shape)
         buffer = self._scratch.get(name)
         if buffer is None or buffer.numel() < numel or buffer.dtype != dtype:
-            buffer = self._scratch[name] = torch.empty(numel, dtype=dtype, device=self.device)
+            with torch.inference_mode(False):  # else it could be written in inference mode only
+                buffer = self._scratch[name] = torch.empty(numel, dtype=dtype, device=self.device)
         return buffer[:numel].view(shape)
 
     def stats(self) -> AllocatorStats:

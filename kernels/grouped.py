@@ -9,6 +9,7 @@ every step works on rows by themselves; for the matrix products, where that take
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -21,8 +22,10 @@ from .tiles import TileBatch, TileSlab, cut_tiles
 
 CHUNK = 64
 """Keys a chunk. Wider chunks read more shared keys once a branch instead of once; narrower ones sum more pieces."""
-_SLAB_BYTES = 8 << 20
-"""Scores and partial results held at once, about."""
+_SLAB_BYTES = 16 << 20
+"""Partial results of the queries that are computed together, about: more of them read a shared chunk at once."""
+_BATCH_BYTES = 4 << 20
+"""Operands and results of one batched product, about: enough to pay for the calls, little enough to stay cached."""
 _LANES = 16
 """Softmax over rows of a multiple of this many, ended by -inf, sums in an order that the padding does not change."""
 
@@ -168,36 +171,28 @@ def _gather(allocator: PhysicalKVAllocator, name: str, layer: torch.Tensor, rows
 
 
 def _lay_out(tree: TreePlan, allocator: PhysicalKVAllocator, window: int | None, heads: int) -> list[_Slab]:
-    dim, kv_heads, device = allocator.head_dim, allocator.num_kv_heads, allocator.device
-    slab_pieces = max(_SLAB_BYTES // (heads * (2 * CHUNK + 2 * dim) * 4), 1)
+    slab_pieces = max(_SLAB_BYTES // (heads * 2 * (CHUNK + allocator.head_dim) * 4), 1)
     slabs = cut_tiles(tree, CHUNK, window, slab_pieces)
-    threads = torch.get_num_threads()
-    least_rows = _least_rows(dim, threads, device.type)
-    least_tiles = -(-threads // kv_heads)
     in_order = len(slabs) == 1 and np.array_equal(slabs[0].queries, np.arange(tree.num_queries))
-    return [_slab(slab, heads, kv_heads, least_rows, least_tiles, device, in_order) for slab in slabs]
+    return [_slab(slab, allocator, heads, in_order) for slab in slabs]
 
 
-def _slab(
-    slab: TileSlab,
-    heads: int,
-    kv_heads: int,
-    least_rows: int,
-    least_tiles: int,
-    device: torch.device,
-    in_order: bool,
-) -> _Slab:
+def _slab(slab: TileSlab, allocator: PhysicalKVAllocator, heads: int, in_order: bool) -> _Slab:
+    kv_heads, device = allocator.num_kv_heads, allocator.device
     group = heads // kv_heads
     head = np.arange(heads)
     queries = len(slab.queries)
-    batches = []
+    threads = torch.get_num_threads()
+    least_rows = _least_rows(allocator.head_dim, threads, device.type)
+    least_tiles = -(-threads // kv_heads)
+    batches: list[_Batch] = []
     rows = 0
     merge = np.full((slab.pieces, queries, heads), -1, np.int64)
     for batch in slab.batches:
         tile_queries = batch.queries.shape[1]
         query_rows = max(group, -(-least_rows // tile_queries))
         n = max(len(batch.queries), least_tiles)
-        batches.append(_batch(batch, n, heads, kv_heads, query_rows, device))
+        batches.extend(_batches(batch, n, least_tiles, query_rows, allocator, heads))
         first = rows + (batch.tile * kv_heads * tile_queries + batch.place) * query_rows
         merge[batch.piece, batch.query] = first[:, None] + head // group * tile_queries * query_rows + head % group
         rows += n * kv_heads * tile_queries * query_rows
@@ -215,24 +210,31 @@ def _slab(
     )
 
 
-def _batch(batch: TileBatch, n: int, heads: int, kv_heads: int, query_rows: int, device: torch.device) -> _Batch:
-    """Index tensors of the tiles, which are repeated up to `n`; rows past a query's last head repeat that head."""
+def _batches(
+    batch: TileBatch, n: int, least_tiles: int, query_rows: int, allocator: PhysicalKVAllocator, heads: int
+) -> Iterator[_Batch]:
+    """The tiles, repeated up to `n`, in parts that stay cached. Rows past a query's last head repeat that head."""
+    kv_heads, dim, device = allocator.num_kv_heads, allocator.head_dim, allocator.device
     tile_queries = batch.queries.shape[1]
     queries, slots = (np.resize(a, (n, a.shape[1])) for a in (batch.queries, batch.slots))
     group = heads // kv_heads
     head = np.arange(kv_heads)[:, None] * group + np.minimum(np.arange(query_rows), group - 1)  # [Hk, rows]
-    q_rows = queries[:, None, :, None] * heads + head[:, None, :]  # [n, Hk, R, rows]
-    kv_rows = slots[:, None, :] * kv_heads + np.arange(kv_heads)[:, None]  # [n, Hk, C]
-    hidden = None
-    if len(batch.hidden):
-        hidden = torch.zeros(batch.hidden.shape).masked_fill_(torch.from_numpy(batch.hidden), -torch.inf)
-        hidden = hidden[:, None, :, None].to(device)
-    return _Batch(
-        _tensor(q_rows.reshape(-1), device),
-        _tensor(kv_rows.reshape(-1), device),
-        hidden,
-        (n, kv_heads, tile_queries, query_rows),
-    )
+    q_rows = _tensor(queries[:, None, :, None] * heads + head[:, None, :], device)  # [n, Hk, R, rows]
+    kv_rows = _tensor(slots[:, None, :] * kv_heads + np.arange(kv_heads)[:, None], device)  # [n, Hk, C]
+    masked = len(batch.hidden)
+    hidden = torch.zeros(batch.hidden.shape).masked_fill_(torch.from_numpy(batch.hidden), -torch.inf)
+    hidden = hidden[:, None, :, None].to(device)
+    m = tile_queries * query_rows
+    tile_bytes = kv_heads * 4 * 2 * (CHUNK * dim + m * (CHUNK + dim))
+    parts = max(n // max(_BATCH_BYTES // tile_bytes, least_tiles, 1), 1)
+    for part in range(parts):
+        lo, hi = n * part // parts, n * (part + 1) // parts
+        yield _Batch(
+            q_rows[lo:hi].reshape(-1),
+            kv_rows[lo:hi].reshape(-1),
+            hidden[lo:hi] if lo < masked else None,
+            (hi - lo, kv_heads, tile_queries, query_rows),
+        )
 
 
 def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:

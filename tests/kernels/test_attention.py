@@ -74,3 +74,15 @@ def test_the_default_backend_on_a_cpu_is_torch(pool):
 
 def test_no_gradient_flows(pool):
     assert not tree_attention(Q.clone().requires_grad_(), pool, [0, 1]).requires_grad
+
+
+def test_a_pool_made_and_used_in_inference_mode_can_be_used_outside():
+    with torch.inference_mode():
+        pool = PhysicalKVAllocator(8, 4, num_kv_heads=2, head_dim=8)
+        branch = pool.alloc_branch(5).branch_id
+        slots, k = torch.from_numpy(pool.slots(branch)), torch.ones(5, 2, 8)
+        pool.write(0, slots, k, k)
+        inside = tree_attention(Q[:1], pool, [branch])
+    pool.append(pool.fork(branch).branch_id)
+    pool.write(0, slots, k, k)
+    assert torch.equal(tree_attention(Q[:1], pool, [branch]), inside)

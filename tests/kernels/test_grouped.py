@@ -123,11 +123,14 @@ def test_unshared_copies_of_the_same_tokens_give_the_same_bits():
     assert torch.equal(result(shared=True), result(shared=False))
 
 
-def test_slabs_of_queries_change_no_bit(random_forest, monkeypatch):
+@pytest.mark.parametrize("limit", ["_SLAB_BYTES", "_BATCH_BYTES"])
+def test_work_cut_to_stay_cached_changes_no_bit(random_forest, monkeypatch, limit):
     forest = random_forest(2, most_queries=40)
-    whole = attend(forest)
-    monkeypatch.setattr(grouped, "_SLAB_BYTES", 1 << 16)
-    assert torch.equal(attend(forest), whole)
+    settings = options("all", forest.heads)
+    whole = attend(forest, **settings)
+    for size in (1, 1 << 16):
+        monkeypatch.setattr(grouped, limit, size)
+        assert torch.equal(attend(forest, **settings), whole)
 
 
 def test_two_threads_give_the_bits_of_one():
