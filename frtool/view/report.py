@@ -29,7 +29,7 @@ def report(model: TreeModel, glyphs: Glyphs = UNICODE) -> list[RenderableType]:
     if ended is None:
         return []
     blocks: list[RenderableType] = _derivation(model.best()) if ended.best is not None else []
-    return [*blocks, _verdict(model, glyphs), _cost(model, glyphs), _memory(model, glyphs)]
+    return [*blocks, _verdict(model, glyphs), _cost(model, glyphs), _growth(model, glyphs), _memory(model, glyphs)]
 
 
 def reason_text(reason: str) -> str:
@@ -74,11 +74,16 @@ def _verdict(model: TreeModel, glyphs: Glyphs) -> Text:
 def _cost(model: TreeModel, glyphs: Glyphs) -> Text:
     ended = model.ended
     assert ended is not None
-    words = f"{ended.policy_tokens:,} tokens sampled"
-    if ended.scorer_tokens:
-        words += f" and {ended.scorer_tokens:,} scored"
-    words += f" in {ended.seconds:.1f} s{glyphs.dot}{model.steps:,} steps, {ended.nodes:,} nodes, {ended.terminals:,} finished"
-    return Text(f"{words}{glyphs.dot}{reason_text(ended.reason)}")
+    words = f"{reason_text(ended.reason)}{glyphs.dot}{ended.seconds:.1f} s"
+    words += f"{glyphs.dot}{ended.policy_tokens:,} tokens sampled"
+    return Text(words + (f", {ended.scorer_tokens:,} scored" if ended.scorer_tokens else ""))
+
+
+def _growth(model: TreeModel, glyphs: Glyphs) -> Text:
+    ended = model.ended
+    assert ended is not None
+    finished = f"{ended.terminals:,} finished " + ("path" if ended.terminals == 1 else "paths")
+    return Text(f"{model.steps:,} steps{glyphs.dot}{ended.nodes:,} nodes{glyphs.dot}{finished}")
 
 
 def _memory(model: TreeModel, glyphs: Glyphs) -> Text:
