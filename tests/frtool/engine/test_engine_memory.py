@@ -63,6 +63,23 @@ def test_children_share_the_prompt(tiny: LoadedModel, drive: Drive) -> None:
     assert kv.unshared_peak_bytes > 8 * kv.peak_bytes
 
 
+@pytest.mark.parametrize("prompt_tokens", [1000, 1003])
+def test_64_branches_over_a_long_prompt_hold_little_more_than_the_distinct_tokens(
+    loaded_model: Callable[..., LoadedModel], drive: Drive, prompt_tokens: int
+) -> None:
+    loaded = loaded_model(max_positions=2048, ends=False)
+    options = {"batch": 64, "max_step_tokens": 24, "delimiter": "!", "block_size": None, "num_blocks": 1024}
+    driver = drive(loaded, prompt="a" * prompt_tokens, **options)
+    driver.submit("0", *range(64))
+    for _ in range(20):
+        assert driver.poll() == []
+    private = sum(row.fed for row in driver.engine._rows)
+    kv = driver.engine.kv()
+    assert private == 64 * 20
+    assert kv.logical_tokens == 65 * prompt_tokens + private
+    assert kv.physical_tokens <= 1.1 * (prompt_tokens + private)
+
+
 def test_a_released_parent_leaves_its_children_what_they_share(tiny: LoadedModel, drive: Drive) -> None:
     whole = drive(tiny, delimiter="e")
     whole.grow(width=3, depth=3)

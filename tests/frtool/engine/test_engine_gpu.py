@@ -1,0 +1,52 @@
+"""The same engine on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from frtool.models.load import LoadedModel
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+Drive = Callable[..., Any]
+
+
+@pytest.fixture(scope="module", params=[torch.bfloat16, torch.float16], ids=str)
+def loaded(request: pytest.FixtureRequest, loaded_model: Callable[..., LoadedModel]) -> LoadedModel:
+    return loaded_model(
+        device="cuda", dtype=request.param, hidden_size=256, num_attention_heads=4, head_dim=64, sharpness=0.05
+    )
+
+
+def test_paths_and_rewards_are_those_of_a_plain_pass(loaded: LoadedModel, drive: Drive) -> None:
+    driver = drive(loaded, delimiter="e", read_rewards=True, block_size=None)
+    steps = driver.grow(width=6, depth=3)
+    marks = loaded.reward_tokens
+    assert len(steps) > 12
+    for name, step in steps.items():
+        ids = driver.path_ids(name)
+        logits = driver.plain_logits([*ids, marks.query])
+        logprobs = torch.log_softmax(logits, -1)
+        own = len(driver.engine._kept[name].tokens)
+        total = sum(logprobs[i - 1, ids[i]].item() for i in range(len(ids) - own, len(ids)))
+        if step.tokens > own:
+            total += logprobs[len(ids) - 1, loaded.tokenizer.eos_token_id].item()
+        assert step.logprob == pytest.approx(total, abs=0.03 * step.tokens)
+        reward = torch.softmax(logits[-1, [marks.good, marks.bad]], 0)[0].item()
+        assert step.reward == pytest.approx(reward, abs=0.02)
+
+
+def test_the_same_search_twice_gives_the_same_bits(loaded: LoadedModel, drive: Drive) -> None:
+    trees = [drive(loaded, delimiter="e", read_rewards=True).grow(width=4, depth=3) for _ in range(2)]
+    assert trees[0] == trees[1]
+
+
+def test_a_full_pool_leaves_nothing_behind(loaded: LoadedModel, drive: Drive) -> None:
+    driver = drive(loaded, delimiter="e", read_rewards=True, num_blocks=16, prompt="make 24 from 1 2\n")
+    driver.grow(width=6, depth=3)
+    driver.release_all()
+    assert driver.engine.allocator.free_blocks == 16
