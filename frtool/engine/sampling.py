@@ -11,6 +11,10 @@ from .options import EngineOptions
 # Candidates that top-p looks at before it sorts a whole row: sorting 50,000 entries costs a CPU milliseconds.
 _CANDIDATES = 256
 _SMALL_VOCAB = 1024
+# Entries of a row that are first summed up, so that only one group of them has to be searched.
+_GROUP = 256
+# Below it nothing changes any more, and logits divided by it might overflow.
+_LEAST_TEMPERATURE = 1e-6
 
 
 class Sampler:
@@ -22,12 +26,14 @@ class Sampler:
 
     def __init__(self, options: EngineOptions, device: torch.device, suppressed: Iterable[int] = ()) -> None:
         self.greedy = options.greedy or options.temperature == 0
-        self.temperature = options.temperature
+        self.temperature = max(options.temperature, _LEAST_TEMPERATURE)
         self.top_k = options.top_k
         self.top_p = options.top_p
         self.min_p = options.min_p
         ids = sorted(suppressed)
         self._suppressed = torch.tensor(ids, dtype=torch.long, device=device) if ids else None
+        # Fresh memory of this size costs a CPU more than what is computed in it.
+        self._scratch = [torch.empty(0, 0, device=device)] * 2
 
     def sample(self, logits: torch.Tensor, uniforms: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw one token a row. Returns tokens int64 [n] and their log-probabilities float32 [n].
@@ -35,7 +41,8 @@ class Sampler:
         `logits` float32 [n, vocab], `uniforms` float32 [n] in (0, 1), None when greedy. Log-probabilities are natural
         and of the model's own distribution: temperature 1, nothing truncated. A row that holds NaN gets NaN.
         """
-        probabilities = torch.softmax(logits, -1)
+        probabilities, scaled = (self._room(i, logits) for i in range(2))
+        torch.softmax(logits, -1, out=probabilities)
         peak, argmax = probabilities.max(-1, keepdim=True)
         if self._suppressed is None:
             allowed, best = logits, argmax
@@ -48,21 +55,28 @@ class Sampler:
             assert uniforms is not None
             weights = probabilities
             if self.temperature != 1 or allowed is not logits:
-                weights = torch.softmax((allowed - allowed.gather(1, best)) / self.temperature, -1)
+                torch.softmax(torch.div(allowed, self.temperature, out=scaled), -1, out=weights)
             tokens = self._draw(weights, uniforms.unsqueeze(1))
         # The peak's probability is 1 / sum(exp(x - max)); unlike the token's own it cannot underflow.
         logprobs = logits.gather(1, tokens) - logits.gather(1, argmax) + peak.log()
         return tokens.squeeze(1), logprobs.squeeze(1)
 
+    def _room(self, index: int, like: torch.Tensor) -> torch.Tensor:
+        """An uninitialised tensor of the shape of `like`, reused by the next call."""
+        rows, vocab = like.shape
+        if len(self._scratch[index]) < rows or self._scratch[index].shape[1] != vocab:
+            self._scratch[index] = like.new_empty(rows, vocab)
+        return self._scratch[index][:rows]
+
     def _draw(self, weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-        """Tokens int64 [n, 1] from `weights` [n, vocab], whose rows sum to 1."""
+        """Tokens int64 [n, 1] from `weights` [n, vocab], whose rows sum to 1; it may be overwritten."""
         vocab = weights.shape[1]
         if 0 < self.top_k < vocab:
             return self._draw_sorted(*_largest(weights, self.top_k), uniforms, None)
         if self.top_p >= 1:
             if self.min_p > 0:
-                weights = weights.masked_fill(weights < self.min_p * weights.amax(-1, keepdim=True), 0.0)
-            return _invert(weights.cumsum(-1), uniforms)
+                weights.masked_fill_(weights < self.min_p * weights.amax(-1, keepdim=True), 0.0)
+            return _invert_large(weights, uniforms)
         if weights.device.type != "cpu" or vocab <= _SMALL_VOCAB:
             return self._draw_sorted(*_largest(weights, vocab), uniforms, 1.0)
         values, ids = _largest(weights, _CANDIDATES)
@@ -102,3 +116,22 @@ def _invert(mass: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     # Rounding may lift the product to the total itself; the last entry with any weight is where the total is reached.
     # NaN exceeds nothing.
     return torch.minimum(index, torch.searchsorted(mass, total)).clamp_(max=mass.shape[1] - 1)
+
+
+def _invert_large(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """`_invert` of the running sum of `weights` [n, k], in two levels: a running sum of all of them takes a CPU longer
+    than everything else together."""
+    count = weights.shape[1]
+    if count <= _SMALL_VOCAB:
+        return _invert(weights.cumsum(-1), uniforms)
+    whole = count // _GROUP * _GROUP
+    sums = weights[:, :whole].view(len(weights), -1, _GROUP).sum(-1)
+    if whole < count:
+        sums = torch.cat((sums, weights[:, whole:].sum(-1, keepdim=True)), 1)
+    mass = sums.cumsum(-1)
+    group = _invert(mass, uniforms)
+    before = (mass - sums).gather(1, group)
+    index = group * _GROUP + torch.arange(_GROUP, device=weights.device)
+    inside = weights.gather(1, index.clamp(max=count - 1)).masked_fill(index >= count, 0.0)
+    share = (uniforms * mass[:, -1:] - before) / sums.gather(1, group)
+    return group * _GROUP + _invert(inside.cumsum(-1), share.clamp(0.0, 1.0))
