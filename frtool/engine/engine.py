@@ -10,17 +10,17 @@ import torch
 
 from frtool.errors import UsageError
 from frtool.kernels.allocator import OutOfBlocks
-from frtool.search.events import ROOT_ID
 from frtool.search.protocols import Expand, KVStats, OutOfMemory, Step
 
 from .batch import DecodeBatch
-from .eviction import eviction_order
-from .flight import Flight, Reader, Readings, nan_error
+from .flight import Flight, Reader, Readings
+from .holdings import Holdings
 from .noise import step_key
 from .options import EngineOptions
 from .pool import make_pool
+from .prefill import check_prompt, read_prompt
 from .rows import Kept, Row
-from .steps import Detokenizer, StepText, tail
+from .steps import Detokenizer, StepText
 
 if TYPE_CHECKING:
     from frtool.models.load import LoadedModel
@@ -63,9 +63,9 @@ class Engine:
         self._query = [reward_tokens.query] if options.read_rewards and reward_tokens else []
         # The query takes a position of its own behind the path.
         self._max_length = loaded.max_positions - len(self._query)
+        check_prompt(loaded, self.prompt_tokens, self._max_length)
         if options.max_path_tokens is not None:
             self._max_length = min(self._max_length, self.prompt_tokens + options.max_path_tokens)
-        self._check_prompt(loaded)
 
         self._end_ids = loaded.eos_ids
         self._logits_dtype = loaded.dtype
@@ -74,14 +74,16 @@ class Engine:
 
         self.allocator = make_pool(loaded, self.prompt_tokens, options)
         self._batch = DecodeBatch(loaded, self.allocator, max(2 * options.batch, 8))
-        self._kept: dict[str, Kept] = {}  # longest unused first
-        self._done: dict[tuple[str, int], Row] = {}  # returned by poll, neither kept nor dropped yet
+        self._holdings = Holdings(self.allocator)
         self._open: dict[tuple[str, int], Row] = {}  # submitted, not returned yet
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []  # in the decode batch, oldest first
         self._joining: list[Row] = []  # those of them that have no token yet
         self._flight: Flight | None = None
-        self._kept[ROOT_ID] = self._read_prompt(list(prompt_ids))
+        root = read_prompt(
+            loaded, self.allocator, self._batch, self._detokenizer, list(prompt_ids), options.prefill_chunk
+        )
+        self._holdings.kept[root.id] = root
 
     # The Generator protocol
 
@@ -92,14 +94,14 @@ class Engine:
     def submit(self, expand: Expand) -> None:
         """Queue one step. Raises ValueError for a parent that is not kept or has ended, and for a repeated step."""
         key = (expand.parent, expand.ordinal)
-        parent = self._kept.get(expand.parent)
+        parent = self._holdings.kept.get(expand.parent)
         if parent is None:
             raise ValueError(f"node {expand.parent} is not kept")
         if parent.logits is None:
             raise ValueError(f"the path to node {expand.parent} has ended")
-        if key in self._open or key in self._done:
+        if key in self._open or key in self._holdings.done:
             raise ValueError(f"step {expand.parent}.{expand.ordinal} was submitted before")
-        self._kept[parent.id] = self._kept.pop(parent.id)
+        self._holdings.kept[parent.id] = self._holdings.kept.pop(parent.id)
         row = Row(
             parent=parent,
             ordinal=expand.ordinal,
@@ -124,7 +126,7 @@ class Engine:
             if not finished:
                 raise
         for row in finished:
-            self._done[row.parent.id, row.ordinal] = self._open.pop((row.parent.id, row.ordinal))
+            self._holdings.done[row.parent.id, row.ordinal] = self._open.pop((row.parent.id, row.ordinal))
         return [
             Step(
                 parent=row.parent.id,
@@ -140,7 +142,7 @@ class Engine:
 
     def keep(self, step: Step) -> None:
         row = self._take_done(step)
-        self._kept[row.name] = Kept(
+        self._holdings.kept[row.name] = Kept(
             id=row.name,
             parent=row.parent,
             tokens=row.tokens,
@@ -152,18 +154,19 @@ class Engine:
         )
 
     def drop(self, step: Step) -> None:
-        self._unbind(self._take_done(step))
+        self._holdings.unbind(self._take_done(step))
 
     def release(self, node_id: str) -> None:
-        node = self._kept.pop(node_id, None)
+        """Raises ValueError for a node that is not kept."""
+        node = self._holdings.kept.pop(node_id, None)
         if node is None:
             raise ValueError(f"node {node_id} is not kept")
         node.released = True
-        self._unbind(node)
+        self._holdings.unbind(node)
 
     def cancel(self) -> None:
         for row in self._open.values():
-            self._unbind(row)
+            self._holdings.unbind(row)
         self._open.clear()
         self._waiting.clear()
         self._rows.clear()
@@ -184,85 +187,26 @@ class Engine:
             frees=stats.frees,
         )
 
-    # The prompt
-
-    def _check_prompt(self, loaded: LoadedModel) -> None:
-        if not self.prompt_tokens:
-            raise UsageError("the prompt has no tokens")
-        if self.prompt_tokens >= loaded.max_positions - len(self._query):
-            raise UsageError(
-                f"the prompt has {self.prompt_tokens:,} tokens, {loaded.name} reads at most {loaded.max_positions:,} "
-                "and needs room for an answer",
-                hint="shorten the prompt",
-            )
-
-    @torch.inference_mode()
-    def _read_prompt(self, prompt: list[int]) -> Kept:
-        chunk = self.options.prefill_chunk
-        branch = self.allocator.alloc_branch(0).branch_id
-        logits = torch.empty(0)
-        for start in range(0, len(prompt), chunk):
-            tokens = prompt[start : start + chunk]
-            self.allocator.append(branch, len(tokens))
-            logits = self._batch.forward([branch], [len(tokens)], tokens, [len(tokens) - 1])[0]
-        if bool(logits.isnan().any()):
-            raise nan_error("the prompt")
-        return Kept(
-            id=ROOT_ID,
-            parent=None,
-            tokens=prompt,
-            length=len(prompt),
-            tail=tail(self._detokenizer, prompt),
-            logits=logits.to(self._logits_dtype, copy=True),
-            branch_id=branch,
-        )
-
     # Joining
 
     def _admit(self) -> None:
         """Let waiting steps into the batch, in order, while it has rows and the pool has blocks for them."""
         while self._waiting and len(self._rows) < self.capacity:
             row = self._waiting[0]
-            if self._rows and self.allocator.free_blocks < (room := self._blocks_to_join(row) + len(self._rows)):
-                self._evict(room)
+            if self._rows:  # leave a block to each that is there
+                room = self._holdings.blocks_to_bind(row, 1 + len(self._query)) + len(self._rows)
+                if self.allocator.free_blocks < room:
+                    self._evict(room)
                 if self.allocator.free_blocks < room:
                     return
             self._waiting.popleft()
-            node, row.prefix = row.parent.anchor()
-            if node is None:
-                row.branch_id = self.allocator.alloc_branch(0).branch_id
-            else:
-                assert node.branch_id is not None
-                row.branch_id = self.allocator.fork(node.branch_id, node.length).branch_id
-            row.fed = 0
+            self._holdings.bind(row)
             self._rows.append(row)
             if not row.sampled:
                 self._joining.append(row)
 
-    def _blocks_to_join(self, row: Row) -> int:
-        """The most blocks that the first pass of a row takes, the copy of a shared block included."""
-        _, missing = row.parent.anchor()
-        return -(-(len(missing) + len(row.tokens) + 1 + len(self._query)) // self.allocator.block_size) + 1
-
     def _evict(self, blocks: int) -> bool:
-        """Evict nodes and finished steps until `blocks` are free or none is left; say whether any was evicted."""
-        evicted = False
-        for node in eviction_order(self._kept.values(), [row.parent for row in self._rows]):
-            if self.allocator.free_blocks >= blocks:
-                break
-            self._unbind(node)
-            evicted = True
-        for row in self._done.values():
-            if self.allocator.free_blocks >= blocks:
-                break
-            evicted = evicted or row.branch_id is not None
-            self._unbind(row)
-        return evicted
-
-    def _unbind(self, holder: Row | Kept) -> None:
-        if holder.branch_id is not None:
-            self.allocator.free_branch(holder.branch_id)
-            holder.branch_id = None
+        return self._holdings.evict(blocks, [row.parent for row in self._rows])
 
     # Reading the last pass
 
@@ -347,9 +291,9 @@ class Engine:
             if query and row.finish is not None:
                 row.fed -= 1
                 self.scorer_tokens += 1
-                self._take_back(row)
+                self._holdings.take_back(row)
             if row.prefix:
-                self._restore(row)
+                self._holdings.restore_parent(row)
 
     def _allot(self) -> list[tuple[Row, list[int]]]:
         """Make room in every branch for what it is fed next. Rows that find none go back to the queue."""
@@ -362,7 +306,7 @@ class Engine:
                 if self._evict(error.needed):
                     continue
                 row = self._rows.pop()
-                self._unbind(row)
+                self._holdings.unbind(row)
                 self._waiting.appendleft(row)
                 if not self._rows:
                     raise OutOfMemory(
@@ -373,22 +317,8 @@ class Engine:
                 return feeds
         return []
 
-    def _take_back(self, row: Row) -> None:
-        """Remove the query token from the end of a row's branch."""
-        assert row.branch_id is not None
-        whole = row.branch_id
-        row.branch_id = self.allocator.fork(whole, self.allocator.length(whole) - 1).branch_id
-        self.allocator.free_branch(whole)
-
-    def _restore(self, row: Row) -> None:
-        """Give an evicted parent its KV back: the row has just recomputed it."""
-        parent = row.parent
-        assert row.branch_id is not None
-        if parent.branch_id is None and not parent.released:
-            parent.branch_id = self.allocator.fork(row.branch_id, parent.length).branch_id
-
     def _take_done(self, step: Step) -> Row:
         try:
-            return self._done.pop((step.parent, step.ordinal))
+            return self._holdings.done.pop((step.parent, step.ordinal))
         except KeyError:
             raise ValueError(f"step {step.parent}.{step.ordinal} is not finished, or was kept or dropped") from None

@@ -16,9 +16,9 @@ Drive = Callable[..., Any]
 
 def release_everything(driver: Any) -> None:
     driver.engine.cancel()
-    for step in [*driver.engine._done.values()]:
+    for step in [*driver.engine._holdings.done.values()]:
         driver.engine.drop(driver.returned[step.parent.id, step.ordinal])
-    for name in list(driver.engine._kept):
+    for name in list(driver.engine._holdings.kept):
         driver.engine.release(name)
     driver.engine.allocator.check()
 
@@ -32,14 +32,14 @@ def test_nothing_leaks_whatever_is_kept_dropped_released_and_cancelled(
     engine, asked = driver.engine, {}
     driver.returned = {}
     for turn in range(150):
-        open_nodes = [name for name, node in engine._kept.items() if node.logits is not None]
+        open_nodes = [name for name, node in engine._holdings.kept.items() if node.logits is not None]
         for name in draw.choices(open_nodes, k=draw.randrange(3)):
             asked[name] = asked.get(name, -1) + 1
             driver.submit(name, asked[name])
         for step in driver.poll():
             driver.returned[step.parent, step.ordinal] = step
             draw.choice([engine.keep, engine.keep, engine.drop])(step)
-        idle = [name for name in engine._kept if name != "0"]
+        idle = [name for name in engine._holdings.kept if name != "0"]
         if idle and draw.random() < 0.2:
             engine.release(draw.choice(idle))
         if turn % 40 == 39:

@@ -1,0 +1,95 @@
+"""Which nodes and steps hold KV, and which give it up when blocks run out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from .rows import Kept, Row
+
+if TYPE_CHECKING:
+    from frtool.kernels.allocator import PhysicalKVAllocator
+
+
+class Holdings:
+    """The kept nodes and the steps that wait to be kept or dropped, and the branches of these and of growing rows."""
+
+    def __init__(self, allocator: PhysicalKVAllocator) -> None:
+        self.allocator = allocator
+        self.kept: dict[str, Kept] = {}
+        """By node id, longest unused first."""
+        self.done: dict[tuple[str, int], Row] = {}
+        """Finished steps by parent and ordinal."""
+
+    def bind(self, row: Row) -> None:
+        """Fork the row from the nearest node above it that holds KV; what lies between is fed again."""
+        node, row.prefix = row.parent.anchor()
+        if node is None:
+            row.branch_id = self.allocator.alloc_branch(0).branch_id
+        else:
+            assert node.branch_id is not None
+            row.branch_id = self.allocator.fork(node.branch_id, node.length).branch_id
+        row.fed = 0
+
+    def unbind(self, holder: Row | Kept) -> None:
+        """Free what a row or a node holds, if it holds anything."""
+        if holder.branch_id is not None:
+            self.allocator.free_branch(holder.branch_id)
+            holder.branch_id = None
+
+    def blocks_to_bind(self, row: Row, more: int) -> int:
+        """The most blocks that the first pass of a row takes, with `more` new tokens and the copy of a shared block."""
+        _, missing = row.parent.anchor()
+        return -(-(len(missing) + len(row.tokens) + more) // self.allocator.block_size) + 1
+
+    def take_back(self, row: Row) -> None:
+        """Remove the last token of a row's branch."""
+        assert row.branch_id is not None
+        whole = row.branch_id
+        row.branch_id = self.allocator.fork(whole, self.allocator.length(whole) - 1).branch_id
+        self.allocator.free_branch(whole)
+
+    def restore_parent(self, row: Row) -> None:
+        """Give an evicted parent its KV back, which the row has just recomputed."""
+        parent = row.parent
+        if parent.branch_id is None and not parent.released:
+            assert row.branch_id is not None
+            parent.branch_id = self.allocator.fork(row.branch_id, parent.length).branch_id
+
+    def evict(self, blocks: int, busy: Iterable[Kept]) -> bool:
+        """Evict until `blocks` are free or nothing is left to evict; say whether anything was evicted.
+
+        `busy` are the parents of growing rows.
+        """
+        evicted = False
+        holders: list[Kept | Row] = [*self._eviction_order(busy), *self.done.values()]
+        for holder in holders:
+            if self.allocator.free_blocks >= blocks:
+                break
+            evicted = evicted or holder.branch_id is not None
+            self.unbind(holder)
+        return evicted
+
+    def _eviction_order(self, busy: Iterable[Kept]) -> Iterator[Kept]:
+        """Nodes that hold KV, without the root: ended paths, then from the leaves upward, longest unused first.
+
+        A node above another that holds KV shares its blocks, so evicting it first would free little and cost a
+        recomputation; those that are still above something come last.
+        """
+        nodes = [node for node in self.kept.values() if node.branch_id is not None and node.parent is not None]
+        holding = {id(node): node for node in nodes}
+        below: dict[int, int] = {}
+        for parent in (*busy, *(node.parent for node in nodes)):
+            below[id(parent)] = below.get(id(parent), 0) + 1
+        leaves = deque(node for node in nodes if node.logits is None)
+        leaves.extend(node for node in nodes if node.logits is not None and not below.get(id(node)))
+        while leaves:
+            node = leaves.popleft()
+            del holding[id(node)]
+            yield node
+            above = id(node.parent)
+            below[above] -= 1
+            if not below[above] and above in holding:
+                leaves.append(holding[above])
+        yield from sorted(holding.values(), key=lambda node: -node.length)

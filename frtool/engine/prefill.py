@@ -1,0 +1,60 @@
+"""Reading the prompt into the root of the tree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from frtool.errors import UsageError
+from frtool.search.events import ROOT_ID
+
+from .batch import DecodeBatch
+from .flight import nan_error
+from .rows import Kept
+from .steps import Detokenizer, tail
+
+if TYPE_CHECKING:
+    from frtool.kernels.allocator import PhysicalKVAllocator
+    from frtool.models.load import LoadedModel
+
+
+def check_prompt(loaded: LoadedModel, tokens: int, positions: int) -> None:
+    """Raise UsageError unless the prompt has tokens and leaves at least one of `positions` to an answer."""
+    if not tokens:
+        raise UsageError("the prompt has no tokens")
+    if tokens >= positions:
+        raise UsageError(
+            f"the prompt has {tokens:,} tokens, {loaded.name} reads at most {loaded.max_positions:,} "
+            "and needs room for an answer",
+            hint="shorten the prompt",
+        )
+
+
+@torch.inference_mode()
+def read_prompt(
+    loaded: LoadedModel,
+    allocator: PhysicalKVAllocator,
+    batch: DecodeBatch,
+    detokenizer: Detokenizer,
+    prompt: list[int],
+    chunk: int,
+) -> Kept:
+    """Run the model over the prompt, `chunk` tokens at a time, and return the root. Raises FrtoolError for NaN."""
+    branch = allocator.alloc_branch(0).branch_id
+    logits = torch.empty(0)
+    for start in range(0, len(prompt), chunk):
+        tokens = prompt[start : start + chunk]
+        allocator.append(branch, len(tokens))
+        logits = batch.forward([branch], [len(tokens)], tokens, [len(tokens) - 1])[0]
+    if bool(logits.isnan().any()):
+        raise nan_error("the prompt")
+    return Kept(
+        id=ROOT_ID,
+        parent=None,
+        tokens=prompt,
+        length=len(prompt),
+        tail=tail(detokenizer, prompt),
+        logits=logits.to(loaded.dtype, copy=True),
+        branch_id=branch,
+    )
