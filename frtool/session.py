@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -65,6 +66,8 @@ class Session:
         task = _task(config, puzzle)
         verifier = _verifier(config, puzzle)
 
+        # Threads that spin for each other stall where other programs use the cores too. Read when torch is imported.
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         progress("starting torch")
         from frtool.engine import Engine, EngineOptions
         from frtool.models.load import load_model

@@ -9,5 +9,6 @@ os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 os.environ.setdefault("COLUMNS", "100")
 for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR"):
     os.environ.pop(name, None)
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
