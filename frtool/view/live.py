@@ -104,7 +104,10 @@ class LiveView:
         """The last picture and the report stay on the screen."""
         size = self.console.size
         below = report(self.model, self._glyphs)
-        room = max(8, min(30, size.height - len(below) - 4))
+        taken = (
+            sum(len(self.console.render_lines(block)) for block in below) + 3
+        )  # a blank line, the answer, the prompt
+        room = max(8, min(30, size.height - taken))
         self.console.print(Picture(draw(self.model, size.width, room, self._glyphs)))
         self.console.print()
         for block in below:

@@ -100,7 +100,7 @@ def _best_line(model: TreeModel, glyphs: Glyphs) -> Line:
     line = Line(("best  ", DIM))
     node = model.best()
     if node.parent is None:
-        return line.add("nothing yet", DIM)
+        return line.add(f"nothing yet, {_count(len(model.pending), 'step')} growing", DIM)
     if node.answer is not None:
         line.add(safe_line(node.answer), BEST)
     else:

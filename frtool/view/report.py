@@ -53,15 +53,16 @@ def _verdict(model: TreeModel, glyphs: Glyphs) -> Text:
     ended = model.ended
     assert ended is not None
     line = Text()
+    answer = safe_line(ended.answer or "", 60)  # it stands whole on stdout
     if ended.answer is None:
         line.append("no answer", style="bold yellow")
     elif ended.verified is False:
         line.append(f"{glyphs.wrong} not solved", style="bold red").append(", best try ")
-        line.append(safe_line(ended.answer), style="bold")
+        line.append(answer, style="bold")
     elif ended.verified:
-        line.append(f"{glyphs.right} verified ", style="bold green").append(safe_line(ended.answer), style="bold")
+        line.append(f"{glyphs.right} verified ", style="bold green").append(answer, style="bold")
     else:
-        line.append("answer ", style="bold").append(safe_line(ended.answer), style="bold")
+        line.append("answer ", style="bold").append(answer, style="bold")
     if ended.reward is not None:
         line.append(f"{glyphs.dot}score {ended.reward:.3f}")
     if ended.votes and ended.terminals > 1:
