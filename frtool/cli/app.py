@@ -12,7 +12,7 @@ import typer
 from frtool import __version__
 from frtool.errors import FrtoolError
 
-from . import bench, search
+from . import bench, search, show
 from .errors import complain, explain, usage_error
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("search", cls=search.SearchCommand)(search.search)
+app.command("show")(show.show)
 app.add_typer(bench.app, name="bench")
 
 
