@@ -15,7 +15,7 @@ from .schedule import ITEM_FIELDS, CostRule, Schedule, TileShape, schedule_tree
 from .tree_kernel import tree_attention_kernel
 from .tuning import FALLBACK, KernelConfig, multiprocessors, padded_head_dim, shipped_config, timed_config
 
-_TABLES = ("items", "entry_block", "entry_base", "entry_meta", "query_token", "query_pos")
+_TABLES = ("items", "pieces", "rounds", "entry_block", "entry_base", "entry_meta", "query_token", "query_pos")
 _MAX_GROUP = 16
 
 
@@ -35,14 +35,19 @@ class _Launch:
         self.rule = rule
         self.heads = allocator.num_kv_heads
         self.group_pad = 1 << (group - 1).bit_length()
-        queries = config.group_rows // self.group_pad
-        self.shape = TileShape(queries, config.wide_rows // config.group_rows, config.wide_keys, config.narrow_keys)
+        self.entry = _entry_size(allocator.block_size, config)
+        self.shape = TileShape(
+            config.group_rows // self.group_pad, config.wide_rows // config.group_rows, config.wide_keys,
+            config.lane_keys, self.entry,
+        )  # fmt: skip
         self._device = allocator.device
         self._dtype = allocator.dtype
         self._width = padded_head_dim(allocator.head_dim)
-        # What the kernel reads past the end: a round of blocks in advance, a tile of queries.
-        self._spare_blocks = 2 * max(config.wide_keys, config.narrow_keys) // allocator.block_size + 2
-        self._spare_queries = max(config.wide_rows, config.group_rows)
+        # What the kernel reads past the end: the next rounds' entries, a tile of queries.
+        entries = 2 * max(config.wide_keys, config.lane_keys) // self.entry + 2
+        queries = max(config.wide_rows, config.group_rows)
+        self._spare = {"rounds": 4, "query_token": queries, "query_pos": queries}
+        self._spare |= dict.fromkeys(("entry_block", "entry_base", "entry_meta"), entries)
         self._capacity: dict[str, int] = {}
 
     def load(self, tree: TreePlan) -> bool:
@@ -65,8 +70,6 @@ class _Launch:
         return fits
 
     def _allocate(self, schedule: Schedule, sizes: dict[str, int]) -> None:
-        spare = {"query_token": self._spare_queries, "query_pos": self._spare_queries}
-        spare |= dict.fromkeys(("entry_block", "entry_base", "entry_meta"), self._spare_blocks)
         self._capacity = {name: size + max(size // 4, 64) for name, size in sizes.items()}
         self.item_capacity = len(schedule.items) + max(len(schedule.items) // 4, 32)
         self._capacity["items"] = self.item_capacity * ITEM_FIELDS
@@ -74,7 +77,7 @@ class _Launch:
         total = 0
         for name in _TABLES:
             starts[name] = total
-            total += -(-(self._capacity[name] + spare.get(name, 0)) // 32) * 32
+            total += -(-(self._capacity[name] + self._spare.get(name, 0)) // 32) * 32
         self._host = np.zeros(total, np.int32)
         self._buffer = torch.zeros(total, dtype=torch.int32, device=self._device)
         ends = [*list(starts.values())[1:], total]
@@ -85,6 +88,12 @@ class _Launch:
         self.partial = torch.empty(*slots, self._width, dtype=self._dtype, device=self._device)
         self.partial_lse = torch.empty(slots, dtype=torch.float32, device=self._device)
         self.arrivals = torch.zeros(groups, dtype=torch.int32, device=self._device)
+
+
+def _entry_size(block_size: int, config: KernelConfig) -> int:
+    """The largest part of a block that fits a round of every kind."""
+    most = min(config.lane_keys, config.wide_keys, config.edge_keys)
+    return max(size for size in range(1, most + 1) if block_size % size == 0)
 
 
 class TritonPlan:
@@ -132,7 +141,9 @@ class TritonPlan:
             if self._allocator.head_dim > 256:
                 raise ValueError(f"head_dim {self._allocator.head_dim} is over the kernel's limit of 256")
             config = config or _config(self._allocator, q_heads)
-            rule = rule or CostRule(multiprocessors(self._allocator.device))
+            if rule is None:
+                head_bytes = padded_head_dim(self._allocator.head_dim) * self._allocator.k_cache.element_size()
+                rule = CostRule(multiprocessors(self._allocator.device), head_bytes / 256)
             launch = self._launches[q_heads] = _Launch(self._allocator, group, config, rule)
             launch.load(self._tree)
         return launch
@@ -176,9 +187,10 @@ def attend_triton(
         q.stride(0), q.stride(1), result.stride(0), result.stride(1),
         scale, 0.0 if softcap is None else softcap, 0 if window is None else window,
         HEADS=launch.heads, GROUP=q_heads // launch.heads, GROUP_PAD=launch.group_pad, D=head_dim,
-        D_PAD=padded_head_dim(head_dim), BLOCK_SIZE=allocator.block_size, GROUP_ROWS=config.group_rows,
+        D_PAD=padded_head_dim(head_dim), ENTRY=launch.entry, GROUP_ROWS=config.group_rows,
         WIDE_ROWS=config.wide_rows, WIDE_KEYS=config.wide_keys, WIDE_STAGES=config.wide_stages,
-        NARROW_KEYS=config.narrow_keys, NARROW_STAGES=config.narrow_stages,
+        EDGE_KEYS=config.edge_keys, EDGE_STAGES=config.edge_stages, LANE_KEYS=config.lane_keys,
+        LANE_STAGES=config.lane_stages,
         MERGE_ROWS=min(config.wide_rows, config.merge_rows), MERGE_STAGES=config.merge_stages,
         THREADS=32 * config.warps, SETTLE=not interpreting(), HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None, HAS_SINKS=sinks is not None,
