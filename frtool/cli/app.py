@@ -12,7 +12,7 @@ import typer
 from frtool import __version__
 from frtool.errors import FrtoolError
 
-from . import bench, search, show
+from . import bench, compare, replay, search, show
 from .errors import complain, explain, usage_error
 
 app = typer.Typer(
@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 app.command("search", cls=search.SearchCommand)(search.search)
 app.command("show")(show.show)
+app.command("replay")(replay.replay)
+app.command("compare")(compare.compare)
 app.add_typer(bench.app, name="bench")
 
 

@@ -14,8 +14,8 @@ from rich.text import Text
 from frtool.search.events import Ended, Event, RunStarted
 
 from .draw import draw
-from .glyphs import ASCII, glyphs_for
-from .line import Picture
+from .glyphs import ASCII, DIM, glyphs_for
+from .line import Line, Picture
 from .model import TreeModel
 from .report import report
 from .safe import safe_line
@@ -33,6 +33,8 @@ class LiveView:
         self.model = TreeModel()
         self.frames = 0
         self.drawing_seconds = 0.0
+        self.footer = ""
+        """A line below the picture, for whoever drives the view."""
         self._clock = clock
         self._live: Live | None = None
         self._spinner: Spinner | None = None
@@ -74,6 +76,11 @@ class LiveView:
         if self._live is not None and self._clock() >= self._next:
             self._draw()
 
+    def refresh(self) -> None:
+        """Draw the model as it is now, due or not."""
+        if self._live is not None and self.model.run is not None:
+            self._draw()
+
     def _start(self) -> None:
         self._size = self.console.size
         self._live = Live(console=self.console, auto_refresh=False, transient=True, vertical_overflow="crop")
@@ -93,7 +100,8 @@ class LiveView:
             self.console.clear()
             self._start()
         assert self._live is not None
-        lines = draw(self.model, size.width, size.height - 1, self._glyphs)
+        footer = [Line((self.footer, DIM)).cut(size.width)] if self.footer else []
+        lines = draw(self.model, size.width, size.height - 1 - len(footer), self._glyphs) + footer
         self._live.update(Picture(lines), refresh=True)
         end = self._clock()
         self.frames += 1

@@ -1,0 +1,59 @@
+"""`frtool replay`: a recorded search, played or run again."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from frtool.errors import UsageError
+
+from .show import warn
+
+if TYPE_CHECKING:
+    from frtool.export.recorded import RecordedSearch
+
+
+def replay(
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace that `frtool search --trace` wrote.")],
+    speed: Annotated[
+        float | None, typer.Option(help="Times real time; by default a long search takes 20 seconds.")
+    ] = None,
+    step: Annotated[bool, typer.Option("--step", help="Wait for a key before each step.")] = False,
+) -> int:
+    """Play a recorded search in the terminal: space pauses, → and ← go step by step, + and - change the speed."""
+    if speed is not None and not (0 < speed < math.inf):
+        raise UsageError(f"--speed is {speed:g}, but must be more than 0 and finite")
+    from frtool.export.recorded import read_search
+    from frtool.replay.keys import Keys
+
+    if step and not Keys.available():
+        raise UsageError("--step needs a terminal for its keys", hint="`frtool show` prints the whole tree")
+    search = read_search(trace)
+    _play(search, speed, step)
+    if search.note:
+        warn(search.note)
+    return 0
+
+
+def _play(search: RecordedSearch, speed: float | None, step: bool) -> None:
+    from frtool.export.recorded import event_seconds
+    from frtool.replay.keys import Keys, NoKeys
+    from frtool.replay.player import Player, comfortable_speed
+    from frtool.view import view_for
+    from frtool.view.live import LiveView
+
+    events = search.events if search.complete else [*search.events, search.ended]
+    with view_for() as view:
+        if not isinstance(view, LiveView):
+            if step:
+                raise UsageError("--step needs a terminal to draw on", hint="`frtool show` prints the whole tree")
+            for event in events:
+                view.show(event)
+            return
+        seconds = event_seconds(events)
+        with Keys() if Keys.available() else NoKeys() as keys:
+            pace = speed or comfortable_speed(seconds[-1])
+            Player(view, events, seconds, speed=pace, keys=keys, paused=step).play()

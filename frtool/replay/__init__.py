@@ -1,0 +1,1 @@
+"""A recorded search once more: played, run again, or held against another."""
