@@ -99,7 +99,7 @@ def _choose(path: list[ViewNode], height: int) -> dict[int, list[ViewNode]]:
 def _worth(node: ViewNode) -> float:
     value = node.value
     worth = 0.0 if value is None or value != value else value
-    return worth + (1.0 if node.verified else 0.0) - (1.0 if node.pruned else 0.0)
+    return worth + (1.0 if node.verified else 0.0) - (1.0 if node.dropped else 0.0)
 
 
 def _long_path(path: list[ViewNode], height: int) -> list[Row]:

@@ -22,6 +22,7 @@ class Glyphs:
     finished: str = "●"
     cut: str = "◑"
     step: str = "○"
+    closed: str = "◉"
     dropped: str = "∅"
     growing: str = "⋯"
     copies: str = "×"  # noqa: RUF001
@@ -57,7 +58,7 @@ class Glyphs:
 
 UNICODE = Glyphs()
 ASCII = Glyphs(
-    fork="|-", last="`-", pipe="| ", right="+", wrong="!", finished="*", cut="~", step="o", dropped="-", growing="..",
+    fork="|-", last="`-", pipe="| ", right="+", wrong="!", finished="*", cut="~", step="o", closed="=", dropped="-", growing="..",
     copies="x", more="..", full="#", rest="-", bars="#", spark_levels="_.-=#", edge="|", dot=" | ",
 )  # fmt: skip
 

@@ -43,6 +43,7 @@ class ViewNode:
     verified: bool | None = None
     duplicate_of: str | None = None
     pruned: str | None = None
+    """Why it left the search, or None."""
     visits: int = 0
     value_sum: float = 0.0
     backed: list[float] = field(default_factory=list)
@@ -56,6 +57,16 @@ class ViewNode:
     """Children that are being generated."""
     below: int = 0
     """Nodes under this one, duplicates left out."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether everything below was searched; that is no verdict on the node."""
+        return self.pruned == "exhausted"
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the search gave it up."""
+        return self.pruned is not None and not self.closed
 
     @property
     def value(self) -> float | None:
@@ -142,7 +153,7 @@ class TreeModel:
             return self._leader
         node = self.root
         while node.children:
-            live = [c for c in node.children.values() if not c.pruned] or list(node.children.values())
+            live = [c for c in node.children.values() if not c.dropped] or list(node.children.values())
             node = max(live, key=lambda c: (_number(c.value), c.prior))
         return node
 

@@ -43,6 +43,7 @@ def _legend(columns: _Columns, width: int, glyphs: Glyphs, graded: bool) -> Line
         (glyphs.finished, "finished"),
         *verdicts,
         (glyphs.dropped, "dropped"),
+        (glyphs.closed, "searched out"),
         (glyphs.growing, "growing"),
     ]
     words = ""
@@ -72,7 +73,7 @@ def _row(row: Row, columns: _Columns, width: int, glyphs: Glyphs) -> Line:
     if row.hidden:
         suffix.add(f" +{row.hidden:,}", DIM)
     mark, mark_style = _mark(node, glyphs)
-    faded = node.pruned is not None and not row.best
+    faded = node.dropped and not row.best
     style = BEST if row.best and node.parent is not None else "bold" if row.best else DIM if faded else ""
     if mark:
         line.add(mark + " ", mark_style)
@@ -83,10 +84,10 @@ def _row(row: Row, columns: _Columns, width: int, glyphs: Glyphs) -> Line:
 
 def _figures(node: ViewNode, columns: _Columns, glyphs: Glyphs, best: bool) -> Line:
     value = node.value
-    style = "bold" if best else DIM if node.pruned else ""
+    style = "bold" if best else DIM if node.dropped else ""
     line = Line()
     if columns.bar:
-        line.add(glyphs.share(value, columns.bar), "green" if best else DIM if node.pruned else "cyan")
+        line.add(glyphs.share(value, columns.bar), "green" if best else DIM if node.dropped else "cyan")
     figures = " " + number(value)
     if columns.visits:
         figures += f"{node.visits:7,}" if node.visits else "      -"
@@ -102,7 +103,7 @@ def _mark(node: ViewNode, glyphs: Glyphs) -> tuple[str, str]:
         return (glyphs.right, "bold green") if node.verified else (glyphs.wrong, "red")
     if node.terminal is not None:
         return (glyphs.cut, "yellow") if node.terminal == "length" else (glyphs.finished, "cyan")
-    return (glyphs.dropped, DIM) if node.pruned else (glyphs.step, DIM)
+    return (glyphs.dropped if node.dropped else glyphs.closed if node.closed else glyphs.step), DIM
 
 
 def _guides(row: Row, limit: int, glyphs: Glyphs) -> Line:

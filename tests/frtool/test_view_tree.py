@@ -114,6 +114,8 @@ def test_marks_tell_what_became_of_a_node():
         Pruned(["0.5"], "beam"),
         node("0.6", duplicate_of="0.4"),
         Selected(["0.4.0", "0.4.1"]),
+        node("0.7"),
+        Pruned(["0.7"], "exhausted"),
     )
     lines = {line.plain[2:3]: line.plain for line in draw(model, 80, 20) if line.plain[:1] in "├╰"}
     assert "step 0.0" in lines["✓"]
@@ -122,6 +124,7 @@ def test_marks_tell_what_became_of_a_node():
     assert "step 0.3" in lines["◑"]
     assert f"step 0.4 {UNICODE.copies}2 ⋯2" in lines["○"]
     assert "step 0.5" in lines["∅"]
+    assert "step 0.7" in lines["◉"]
 
 
 def test_best_is_the_finished_path_with_the_best_reward_then_what_the_search_chose():
