@@ -1,42 +1,43 @@
-"""Monte Carlo tree search over steps: PUCT, rollouts in the tree, progressive widening."""
+"""Monte Carlo tree search over steps: PUCT or UCT, rollouts in the tree, progressive widening."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .options import option
-from .protocols import Expand
+from .options import OptionError, option
 from .select import choose, value
 from .tree import Node, SearchTree
+from .walks import Walk, Walks
 
-
-@dataclass(slots=True, eq=False)
-class _Simulation:
-    """One walk from the root to an end. It waits for a new child of `node`; every node of its path counts it in
-    `virtual`."""
-
-    node: Node
+BACKUPS = ("mean", "max", "product", "terminal")
 
 
 @dataclass
-class MCTS:
+class MCTS(Walks):
     """Each simulation walks from the root and always ends in a finished path.
 
     At a node with n visits, this one included, it samples new children while fewer than ceil(widen · n^widen_power) of
     them are open (progressive widening). Then it follows the open child of largest
 
-        (Q - Qmin) / (Qmax - Qmin) + c_puct · P · sqrt(n) / (1 + N)
+        (Q - Qmin) / (Qmax - Qmin) + U,
 
-    where P is the child's prior (exp of its mean log-probability a token, normalised over siblings), N its visits,
-    Qmin and Qmax the least and largest value seen in the tree. With backup 'mean'
+    where Qmin and Qmax are the least and largest value seen in the tree, N the child's visits, P its prior (exp of its
+    mean log-probability a token, normalised over siblings), and `select` says
 
-        Q = (trust · reward + sum of the values backed up) / (trust + N),
+        puct:  U = c_puct · P · sqrt(n) / (1 + N)
+        uct:   U = c_uct · sqrt(ln n / N), so that a child without visits comes first, the one of largest Q before.
 
-    so that the scorer's value of the step counts as `trust` visits; with 'max' Q is the largest of all these values. A
-    child without either has its reward as Q, or its parent's mean where nothing gave a reward.
+    The value of a child from its reward r, the scorer's value of the step, and the values v of the N finished paths
+    below it, by `backup`:
+
+        mean:      Q = (trust · r + sum v) / (trust + N), so that r counts as `trust` visits
+        max:       Q = max(r, max v), without r where trust is 0
+        product:   as mean, where the product of the rewards from the root on stands for r and for each v
+        terminal:  Q = sum v / N; rewards of unfinished steps do not count.
+
+    A child without either has its reward as Q, or its parent's mean where nothing gave a reward.
     New nodes are treated alike (rollout in the tree, not outside of it), until a path ends: its value is backed up. A
     simulation under way counts as `virtual_loss` visits of value Qmin on its path, so that the `leaf_batch` simulations
     that run at once spread.
@@ -45,22 +46,25 @@ class MCTS:
     model's probability. A finished node is closed, and so is an exhausted node whose children are all closed; closed
     nodes are not visited again. The answer is the finished path of highest value, then of most visits.
 
-    Sources: Silver et al. 2017 (PUCT); Coulom 2007 and Couëtoux et al. 2011 (widening); Schrittwieser et al. 2020,
-    arXiv 1911.08265 (normalised Q); Chaslot et al. 2008 (virtual loss).
+    Sources: Silver et al. 2017 (PUCT); Kocsis and Szepesvári 2006 (UCT, with c_uct = 2 · Cp / sqrt 2); Coulom 2007 and
+    Couëtoux et al. 2011 (widening, and max backup in the first); Schrittwieser et al. 2020, arXiv 1911.08265
+    (normalised Q); Chaslot et al. 2008 (virtual loss); Lightman et al. 2023, arXiv 2305.20050 (product of step
+    rewards); Qi et al. 2024, arXiv 2408.06195 (rStar: the end of the path alone counts).
     """
 
     name: ClassVar[str] = "mcts"
-    greedy: ClassVar[bool] = False
-    merges: ClassVar[bool] = True
-    ordered: ClassVar[bool] = True
 
-    c_puct: float = option(0.5, "weight of the prior against the value", minimum=0)
+    select: str = option("puct", "how a simulation weighs value against exploration", choices=("puct", "uct"))
+    c_puct: float | None = option(None, "weight of the prior against the value; default 0.5, only puct", minimum=0)
+    c_uct: float | None = option(None, "weight of exploration against the value; default 0.5, only uct", minimum=0)
     widen: float = option(2.0, "open children of a node at its first visit", minimum=1)
     widen_power: float = option(0.5, "growth of the open children with visits", minimum=0, maximum=1)
     leaf_batch: int = option(8, "simulations at once", minimum=1, maximum=4096)
     virtual_loss: float = option(1.0, "visits of the least value that a running simulation counts for", minimum=0)
-    trust: float = option(8.0, "visits that the scorer's value of a step counts for", minimum=0)
-    backup: str = option("mean", "value of a node from those below it", choices=("mean", "max"))
+    trust: float | None = option(
+        None, "visits that the scorer's value of a step counts for; default 8, not with backup terminal", minimum=0
+    )
+    backup: str = option("mean", "value of a node from those below it", choices=BACKUPS)
     max_duplicates: int = option(4, "samples in a row without anything new that exhaust a node", minimum=1)
     simulations: int | None = option(None, "stop after so many finished paths; default only the budget", minimum=1)
     accept: float | None = option(
@@ -68,129 +72,70 @@ class MCTS:
     )
 
     def __post_init__(self) -> None:
-        self._running: deque[_Simulation] = deque()
-        """In the order of the steps that they wait for, which is the order in which those are told."""
-        self._queue: deque[Expand] = deque()
+        for given, name, other in ((self.c_puct, "c_puct", "uct"), (self.c_uct, "c_uct", "puct")):
+            if given is not None and self.select == other:
+                raise OptionError(f"{name} means nothing with select {other}", option=name)
+        if self.trust is not None and self.backup == "terminal":
+            raise OptionError(
+                "trust means nothing with backup terminal, which ignores the steps' values", option="trust"
+            )
+        super().__init__()
+        explore = self.c_uct if self.select == "uct" else self.c_puct
+        self._explore = 0.5 if explore is None else explore
+        self._trust = 0.0 if self.backup == "terminal" else 8.0 if self.trust is None else self.trust
+        self._products: dict[Node, float] = {}
+        """Product of the rewards from the root to each node, where backup is 'product'."""
         self._backups = 0
         self._accepted = False
         self._least = math.inf
         self._most = -math.inf
-        self._leaving: list[Node] = []
-
-    def ask(self, tree: SearchTree, room: int) -> list[Expand]:
-        if not self._running:
-            self._fill(tree)
-        return [self._queue.popleft() for _ in range(min(room, len(self._queue)))]
-
-    def tell(self, tree: SearchTree, expand: Expand, node: Node) -> list[Node]:
-        simulation = self._running.popleft()
-        if node.id == expand.id:
-            self._see(value(node))
-            if node.terminal is None:
-                self._descend(tree, simulation)
-            else:
-                node.virtual += 1
-                simulation.node = node
-                self._finish(tree, simulation)
-        else:
-            self._follow(tree, simulation, node)
-        self._fill(tree)
-        leaving, self._leaving = self._leaving, []
-        return leaving
 
     def done(self, tree: SearchTree) -> bool:
         return self._accepted or (self.simulations is not None and self._backups >= self.simulations)
 
     def best(self, tree: SearchTree) -> Node | None:
-        return choose(tree)
+        return choose(tree, worth=self._worth)
 
-    def _fill(self, tree: SearchTree) -> None:
-        """Start simulations until `leaf_batch` run, as far as there is anything to select."""
-        while len(self._running) < self.leaf_batch and tree.root.state == "open":
-            if self.simulations is not None and self._backups + len(self._running) >= self.simulations:
-                break
-            tree.root.virtual += 1
-            if not self._descend(tree, _Simulation(tree.root)):
-                break
+    def _begin(self, tree: SearchTree) -> Node | None:
+        if self.simulations is not None and self._backups + len(self._running) >= self.simulations:
+            return None
+        return tree.root if tree.root.state == "open" else None
 
-    def _descend(self, tree: SearchTree, simulation: _Simulation) -> bool:
-        """Walk on from `simulation.node` to a node that gets a new child. False where all that is left below is under
-        way already: then the simulation ends without a visit."""
-        node = simulation.node
-        while not self._widens(node):
-            child = self._select(node)
-            if child is None:
-                _unvisit(node)
-                return False
-            child.virtual += 1
-            node = child
-        simulation.node = node
-        self._wait(tree, simulation)
-        return True
+    def _arrive(self, tree: SearchTree, walk: Walk, node: Node) -> None:
+        if self.backup == "product" and node.reward is not None:
+            self._products[node] = self._worth(node)
+        if self.backup != "terminal":
+            self._see(self._worth(node))
+        self._descend(tree, walk)
 
-    def _wait(self, tree: SearchTree, simulation: _Simulation) -> None:
-        self._queue.append(tree.want(simulation.node))
-        self._running.append(simulation)
-
-    def _follow(self, tree: SearchTree, simulation: _Simulation, same: Node) -> None:
-        """The sample equals the node `same`: go on from there, or, with nothing left there, from the parent again."""
-        parent = simulation.node
-        if same.state == "open":
-            if same.parent is not parent:
-                _unvisit(parent)
-                _visit(same)
-            else:
-                same.virtual += 1
-            simulation.node = same
-            self._close(tree, parent)
-            self._descend(tree, simulation)
-        elif self._close(tree, parent):
-            _unvisit(parent)
-        else:
-            self._descend(tree, simulation)
-
-    def _finish(self, tree: SearchTree, simulation: _Simulation) -> None:
-        node = simulation.node
-        worth = value(node)
-        _unvisit(node)
+    def _finish(self, tree: SearchTree, node: Node) -> None:
+        worth = self._worth(node)
+        self._see(worth)
         tree.backup(node, worth)
         self._backups += 1
         self._accepted = self.accept is not None and worth >= self.accept
-        assert node.parent is not None, "the root is never a finished path"
-        self._close(tree, node.parent)
-
-    def _close(self, tree: SearchTree, node: Node) -> bool:
-        """Close `node`, and then its ancestors, where nothing is left below. Returns whether `node` was closed."""
-        closed = None
-        at: Node | None = node
-        while at is not None and not at.live and not at.pending and self._exhausted(at):
-            tree.leave(at, "closed", "exhausted")
-            if at is not tree.root:
-                self._leaving.append(at)
-            closed = closed or at
-            at = at.parent
-        return closed is node
-
-    def _exhausted(self, node: Node) -> bool:
-        return node.duplicates >= self.max_duplicates or node.covered
 
     def _widens(self, node: Node) -> bool:
-        if self._exhausted(node):
-            return False
         allowed = math.ceil(self.widen * math.pow(node.visits + node.virtual, self.widen_power))
         return len(node.live) + node.pending < allowed
 
     def _select(self, node: Node) -> Node | None:
-        """The live child of largest PUCT value; the first of equals. None without live children."""
+        """The live child of largest value with exploration; the first of equals. None without live children."""
         spread = self._most - self._least
         scale = 1 / spread if spread > 0 else 0.0
-        least, loss, trust = self._least, self.virtual_loss, self.trust
-        explore = self.c_puct * math.sqrt(node.visits + node.virtual) / node.weights if node.weights else 0.0
-        take_peak = self.backup == "max"
-        unknown = node.total / node.visits if node.visits else least
-        best, highest = None, -math.inf
+        least, loss, trust = self._least, self.virtual_loss, self._trust
+        entries = node.visits + node.virtual
+        uct, take_peak, products = self.select == "uct", self.backup == "max", self._products
+        if uct:
+            explore = self._explore * math.sqrt(math.log(entries))
+        else:
+            explore = self._explore * math.sqrt(entries) / node.weights if node.weights else 0.0
+        unknown = node.total / node.visits if node.visits else 0.0 if math.isinf(least) else least
+        best, highest = None, (False, -math.inf)
         for child in node.live:
-            reward, visits = child.reward, child.visits
+            reward, visits = products.get(child) if products else child.reward, child.visits
+            if self.backup == "terminal":
+                reward = None
             believed = 0.0 if reward is None else trust
             if take_peak:
                 total = (believed + visits) * max(reward if reward is not None and trust else 0.0, child.peak)
@@ -198,29 +143,19 @@ class MCTS:
                 total = (believed * reward if reward is not None else 0.0) + child.total
             lost = loss * child.virtual
             weight = believed + visits + lost
-            if weight:
-                q = ((total + lost * least) / weight - least) * scale
-            else:
-                q = ((unknown if reward is None else reward) - least) * scale
-            puct = q + explore * child.weight / (1 + visits + child.virtual)
-            if puct > highest:
-                best, highest = child, puct
+            known = least if lost and not math.isinf(least) else 0.0
+            q = (total + lost * known) / weight if weight else unknown if reward is None else reward
+            q = (q - least) * scale if scale else 0.0
+            tries = visits + child.virtual
+            shrink = child.weight / (1 + tries) if not uct else 1 / math.sqrt(tries) if tries else 0.0
+            score = (uct and not tries, q + explore * shrink)
+            if score > highest:
+                best, highest = child, score
         return best
+
+    def _worth(self, node: Node) -> float:
+        return value(node, "product" if self.backup == "product" else "last")
 
     def _see(self, worth: float) -> None:
         self._least = min(self._least, worth)
         self._most = max(self._most, worth)
-
-
-def _visit(node: Node) -> None:
-    at: Node | None = node
-    while at is not None:
-        at.virtual += 1
-        at = at.parent
-
-
-def _unvisit(node: Node) -> None:
-    at: Node | None = node
-    while at is not None:
-        at.virtual -= 1
-        at = at.parent

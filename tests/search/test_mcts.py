@@ -7,6 +7,7 @@ import math
 import pytest
 from frtool.search.budget import Budget
 from frtool.search.events import Backup, Pruned
+from frtool.search.registry import OptionError, make_algorithm
 
 BY_HAND = {"c_puct": 1, "widen": 1, "trust": 1, "leaf_batch": 1}
 
@@ -46,6 +47,58 @@ def test_max_backup_returns_to_the_best_path_where_mean_leaves_it(search, script
         *_, third, fourth[backup] = [node.id for node in found.nodes()]
         assert third == "0.0.1"  # a has .8 against .5 and gets a second child, worth 0
     assert fourth == {"mean": "0.1.1", "max": "0.0.2"}  # a's mean is .4 now
+
+
+def test_uct_by_hand(search, scripted_model):
+    draws = {"": "abc", "a": "xy", "b": "xy", "c": "xy"}
+    rewards = {"a": 0.5, "ax": 0.2, "ay": 0.9, "b": 0.4, "bx": 0.6, "by": 0.1, "c": 0.3, "cx": 0.3}
+    options = {"select": "uct", "c_uct": 1, "widen": 1, "trust": 0, "leaf_batch": 1, "simulations": 5}
+    found = search("mcts", scripted_model(draws=draws, rewards=rewards), options=options)
+    assert [node.id for node in found.nodes()] == [
+        "0.0",
+        "0.0.0",
+        "0.1",  # n = 2: two allowed, and the child without visits comes first
+        "0.1.0",
+        "0.1.1",  # n = 3: sqrt(ln 3 / 1) for both; Q = 0 for a, 1 for b
+        "0.0.1",  # n = 4: .2 + sqrt(ln 4 / 1) = 1.377 for a, .5 + sqrt(ln 4 / 2) = 1.333 for b; PUCT would take b
+        "0.2",
+        "0.2.0",
+    ]
+
+
+def test_terminal_backup_ignores_what_the_scorer_said_on_the_way(search, scripted_model):
+    rewards = {"a": 0.9, "b": 0.1, "ax": 0.1, "bx": 0.8}
+    third = {}
+    for backup in ("mean", "product", "terminal"):
+        model = scripted_model(draws={"": "ab", "a": "xy", "b": "xy"}, rewards=rewards)
+        options = {"select": "uct", "c_uct": 0.01, "widen": 1, "leaf_batch": 1, "simulations": 3, "backup": backup}
+        third[backup] = search("mcts", model, options=options).nodes()[-1].id
+    assert third == {"mean": "0.0.1", "product": "0.0.1", "terminal": "0.1.1"}
+
+
+def test_product_backup_values_a_path_by_all_its_steps(search, scripted_model):
+    rewards = {"a": 0.5, "ax": 0.9, "b": 0.9, "bx": 0.6}
+    answers = {}
+    for backup in ("mean", "product"):
+        model = scripted_model(draws={"": "ab", "a": "x", "b": "x"}, rewards=rewards)
+        found = search("mcts", model, options=BY_HAND | {"backup": backup, "simulations": 2})
+        answers[backup] = found.end.answer
+    assert answers == {"mean": "ax", "product": "bx"}
+    assert [event.value for event in found.events if isinstance(event, Backup)] == pytest.approx([0.45, 0.54])
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"select": "uct", "c_puct": 0.5}, "c_puct"),
+        ({"c_uct": 0.5}, "c_uct"),
+        ({"backup": "terminal", "trust": 1}, "trust"),
+    ],
+)
+def test_an_option_that_the_others_leave_without_meaning_is_refused(options, wrong):
+    with pytest.raises(OptionError, match=f"{wrong} means nothing with") as error:
+        make_algorithm("mcts", options)
+    assert error.value.option == wrong
 
 
 def test_every_simulation_ends_in_a_finished_path(search, fake_model):

@@ -43,13 +43,21 @@ CONFIGURATIONS = st.one_of(
         st.fixed_dictionaries(
             {
                 "leaf_batch": st.integers(1, 9),
-                "c_puct": st.floats(0, 4),
                 "widen": st.floats(1, 4),
                 "widen_power": st.floats(0, 1),
-                "trust": st.floats(0, 9),
                 "virtual_loss": st.floats(0, 3),
-                "backup": st.sampled_from(["mean", "max"]),
                 "max_duplicates": st.integers(1, 6),
+            }
+            | {"select": st.sampled_from(["puct", "uct"]), "backup": st.sampled_from(["mean", "max", "terminal"])}
+        ),
+    ),
+    st.tuples(
+        st.just("mcts"),
+        st.fixed_dictionaries(
+            {
+                "c_puct": st.floats(0, 4),
+                "trust": st.floats(0, 9),
+                "backup": st.sampled_from(["mean", "max", "product"]),
             }
         ),
     ),
@@ -128,7 +136,7 @@ def test_tree_invariants(
         assert len(set(names)) == len(names)
 
     answered = [node for node in tree.terminals if node.answer is not None]
-    if answered and name != "self-consistency":
+    if answered and name != "self-consistency" and options.get("backup") != "product":
         assert end.reward == max(node.reward for node in answered)
         assert tree[end.best].terminal
 
