@@ -58,8 +58,8 @@ class Glyphs:
 
 UNICODE = Glyphs()
 ASCII = Glyphs(
-    fork="|-", last="`-", pipe="| ", right="+", wrong="!", finished="*", cut="~", step="o", closed="=", dropped="-", growing="..",
-    copies="x", more="..", full="#", rest="-", bars="#", spark_levels="_.-=#", edge="|", dot=" | ",
+    fork="|-", last="`-", pipe="| ", right="+", wrong="!", finished="*", cut="~", step="o", closed="=", dropped="-",
+    growing="..", copies="x", more="..", full="#", rest="-", bars="#", spark_levels="_.-=#", edge="|", dot=" | ",
 )  # fmt: skip
 
 

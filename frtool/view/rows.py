@@ -14,9 +14,10 @@ from .safe import safe_line
 def tree_lines(model: TreeModel, width: int, height: int, glyphs: Glyphs) -> list[Line]:
     """A legend that is the columns' heading too, then the tree folded to the rest of `height`."""
     columns = _columns(width)
-    graded = model.run is None or model.run.model.get("verifier", "") is not None
-    lines = [_legend(columns, width, glyphs, graded)] if height >= 6 else []
-    return lines + [_row(row, columns, width, glyphs) for row in fold(model, height - len(lines))]
+    headed = height >= 6
+    rows = fold(model, height - 1 if headed else height)
+    legend = [_legend([row.node for row in rows if row.node is not None], columns, width, glyphs)] if headed else []
+    return legend + [_row(row, columns, width, glyphs) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +37,20 @@ def _columns(width: int) -> _Columns:
     return _Columns(bar=0 if width < 50 else 6 if width < 76 else 8, visits=width >= 36, extra=width >= 90)
 
 
-def _legend(columns: _Columns, width: int, glyphs: Glyphs, graded: bool) -> Line:
-    verdicts = [(glyphs.right, "right"), (glyphs.wrong, "wrong")] if graded else []
-    marks = [
-        (glyphs.step, "step"),
-        (glyphs.finished, "finished"),
-        *verdicts,
-        (glyphs.dropped, "dropped"),
-        (glyphs.closed, "searched out"),
-        (glyphs.growing, "growing"),
-    ]
+def _legend(nodes: list[ViewNode], columns: _Columns, width: int, glyphs: Glyphs) -> Line:
+    """The marks that these nodes bear, as far as there is room, and the names of the figures."""
+    seen = {_mark(node, glyphs)[0] for node in nodes} | {glyphs.growing for node in nodes if node.pending}
+    known = {
+        glyphs.step: "step",
+        glyphs.finished: "finished",
+        glyphs.cut: "cut at its limit",
+        glyphs.right: "right",
+        glyphs.wrong: "wrong",
+        glyphs.closed: "searched out",
+        glyphs.dropped: "dropped",
+        glyphs.growing: "growing",
+    }
+    marks = [(mark, word) for mark, word in known.items() if mark in seen]
     words = ""
     for mark, word in marks:
         more = f"{mark} {word}  "
