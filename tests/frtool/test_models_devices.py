@@ -38,6 +38,16 @@ def test_the_number_of_threads_asked_for_wins(monkeypatch):
     assert devices.set_threads() == before
 
 
+def test_a_small_model_takes_one_thread_and_a_large_one_all_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        assert devices.set_threads(20_000_000) == 1
+        assert devices.set_threads(1_000_000_000) == devices.usable_cores()
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_small_models_stay_in_fp32_on_a_cpu(monkeypatch):
     monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)
     assert devices.choose_dtype(None, CPU, 10_000_000) == torch.float32

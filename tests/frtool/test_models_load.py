@@ -382,6 +382,6 @@ def test_a_gguf_too_large_for_the_memory(tmp_path, monkeypatch):
 
 def test_threads_are_set_before_the_weights_load(whole, monkeypatch):
     order: list[str] = []
-    monkeypatch.setattr(load, "set_threads", lambda: order.append("threads"))
+    monkeypatch.setattr(load, "set_threads", lambda *_: order.append("threads"))
     load_model(str(whole), on_progress=lambda stage: order.append("stage"))
-    assert order == ["threads", "stage"]
+    assert order[:2] == ["threads", "stage"]
