@@ -95,6 +95,16 @@ class Generator(Protocol):
     def kv(self) -> KVStats: ...
 
 
+class Forest(Protocol):
+    """Several generators that grow in one batch: a poll of it advances them all, and their own polls only fetch."""
+
+    @property
+    def roomy(self) -> bool:
+        """Whether one more generator would find something to do at once."""
+
+    def poll(self) -> None: ...
+
+
 class Scorer(Protocol):
     """Judges finished steps."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator
 from collections.abc import Generator as Coroutine
-from typing import Any
+from typing import Any, cast
 
 from .budget import Budget
 from .events import Ended, Event, NodeAdded, Pruned, RunStarted, Selected, Tick, child_id, id_order
@@ -46,6 +46,32 @@ def run_search(
         raise ValueError("steer needs a verifier")
     judge = Judge(task, scorer, verifier, steer=steer, max_depth=max_depth)
     run = _Run(algorithm, generator, task, judge, budget, interrupted, clock, tick_seconds)
+    return cast(Iterator[Event], run.events(RunStarted(prompt, config or {}, model or {}, generator.prompt_tokens)))
+
+
+Search = Coroutine[Event | None, None, None]
+"""A search that can be driven step by step: events, and None where it waits for its generator."""
+
+
+def pausing_search(
+    *,
+    algorithm: Algorithm,
+    generator: Generator,
+    scorer: Scorer | None,
+    task: Task,
+    budget: Budget,
+    verifier: Verifier | None = None,
+    max_depth: int = 64,
+    interrupted: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.monotonic,
+    config: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+    prompt: str = "",
+    tick_seconds: float = 0.1,
+) -> Search:
+    """`run_search` that yields None each time before it polls the generator, so that many can share one pass."""
+    judge = Judge(task, scorer, verifier, steer=False, max_depth=max_depth)
+    run = _Run(algorithm, generator, task, judge, budget, interrupted, clock, tick_seconds, pauses=True)
     return run.events(RunStarted(prompt, config or {}, model or {}, generator.prompt_tokens))
 
 
@@ -64,6 +90,7 @@ class _Run:
         interrupted: Callable[[], bool],
         clock: Callable[[], float],
         tick_seconds: float,
+        pauses: bool = False,
     ) -> None:
         self.algorithm = algorithm
         self.generator = generator
@@ -74,6 +101,7 @@ class _Run:
         self.interrupted = interrupted
         self.clock = clock
         self.tick_seconds = tick_seconds
+        self.pauses = pauses
 
         self.tree = SearchTree()
         self.steps = 0
@@ -92,7 +120,7 @@ class _Run:
         self.ticked: float | None = None
         self.ticked_tokens = generator.policy_tokens
 
-    def events(self, first: RunStarted) -> Iterator[Event]:
+    def events(self, first: RunStarted) -> Search:
         error: BaseException | None = None
         try:
             yield first
@@ -120,7 +148,7 @@ class _Run:
         if error is not None:
             raise error
 
-    def _search(self) -> Coroutine[Event, None, str]:
+    def _search(self) -> Coroutine[Event | None, None, str]:
         generator, algorithm, tree = self.generator, self.algorithm, self.tree
         while True:
             reason = self._stop()
@@ -144,6 +172,8 @@ class _Run:
             elif not self.asked:
                 return "exhausted"
             try:
+                if self.pauses:
+                    yield None
                 steps = generator.poll()
             except OutOfMemory:
                 yield from self._salvage()
@@ -326,6 +356,11 @@ class _Run:
             kv_peak_bytes=kv.peak_bytes,
             kv_unshared_peak_bytes=kv.unshared_peak_bytes,
         )
+
+
+def failed(error: Exception) -> Ended:
+    """The last event of a search that never began."""
+    return Ended(f"failed: {_one_line(error)}", None, None)
 
 
 def _one_line(error: Exception) -> str:

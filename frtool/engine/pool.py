@@ -34,8 +34,7 @@ def make_pool(loaded: LoadedModel, prompt_tokens: int, options: EngineOptions) -
     """The pool for one engine. Raises UsageError, before it allocates, when not even one step would fit."""
     size = options.block_size or (GPU_BLOCK if loaded.device.type == "cuda" else CPU_BLOCK)
     each = block_bytes(loaded, size)
-    step = min(options.max_step_tokens, loaded.max_positions - prompt_tokens)
-    least = least_blocks(prompt_tokens, step + int(options.read_rewards), size)
+    least = _least(loaded, prompt_tokens, options, size)
     if options.num_blocks is not None:
         blocks = options.num_blocks
     elif options.kv_memory is not None:
@@ -44,13 +43,7 @@ def make_pool(loaded: LoadedModel, prompt_tokens: int, options: EngineOptions) -
         blocks = _default_blocks(loaded.device, each, least)
         if options.expected_tokens is not None:
             blocks = min(blocks, max(least, -(-(prompt_tokens + options.expected_tokens) // size)))
-    if blocks < least:
-        raise UsageError(
-            f"the KV pool of {blocks} blocks ({_mib(blocks * each)}) is too small: "
-            f"the prompt of {prompt_tokens} tokens and one step of {step} "
-            f"need {least} blocks ({_mib(least * each)})",
-            hint="raise --kv-memory, or lower --max-step-tokens",
-        )
+    check_blocks(loaded, prompt_tokens, options, blocks, size)
     try:
         return PhysicalKVAllocator(
             blocks, size, loaded.num_kv_heads, loaded.head_dim, loaded.device, loaded.num_layers, loaded.dtype
@@ -62,6 +55,29 @@ def make_pool(loaded: LoadedModel, prompt_tokens: int, options: EngineOptions) -
             f"the KV pool of {_mib(blocks * each)} does not fit into the memory of {loaded.device}",
             hint="lower --kv-memory",
         ) from None
+
+
+def check_blocks(loaded: LoadedModel, prompt_tokens: int, options: EngineOptions, blocks: int, block_size: int) -> None:
+    """Raise UsageError unless a pool of `blocks` holds the prompt and one step below it."""
+    least = _least(loaded, prompt_tokens, options, block_size)
+    if blocks < least:
+        each = block_bytes(loaded, block_size)
+        raise UsageError(
+            f"the KV pool of {blocks} blocks ({_mib(blocks * each)}) is too small: "
+            f"the prompt of {prompt_tokens} tokens and one step of {_step(loaded, prompt_tokens, options)} "
+            f"need {least} blocks ({_mib(least * each)})",
+            hint="raise --kv-memory, or lower --max-step-tokens",
+        )
+
+
+def _least(loaded: LoadedModel, prompt_tokens: int, options: EngineOptions, block_size: int) -> int:
+    step = _step(loaded, prompt_tokens, options) + int(options.read_rewards)
+    return least_blocks(prompt_tokens, step, block_size)
+
+
+def _step(loaded: LoadedModel, prompt_tokens: int, options: EngineOptions) -> int:
+    """Tokens of the longest step."""
+    return min(options.max_step_tokens, loaded.max_positions - prompt_tokens)
 
 
 def _default_blocks(device: torch.device, each: int, least: int) -> int:

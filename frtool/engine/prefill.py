@@ -12,11 +12,12 @@ from frtool.search.events import ROOT_ID
 from .batch import DecodeBatch
 from .flight import nan_error
 from .rows import Kept
-from .steps import Detokenizer, tail
+from .steps import tail
 
 if TYPE_CHECKING:
-    from frtool.kernels.allocator import PhysicalKVAllocator
     from frtool.models.load import LoadedModel
+
+    from .root import Root
 
 
 def check_prompt(loaded: LoadedModel, tokens: int, positions: int) -> None:
@@ -32,20 +33,16 @@ def check_prompt(loaded: LoadedModel, tokens: int, positions: int) -> None:
 
 
 @torch.inference_mode()
-def read_prompt(
-    loaded: LoadedModel,
-    allocator: PhysicalKVAllocator,
-    batch: DecodeBatch,
-    detokenizer: Detokenizer,
-    prompt: list[int],
-    chunk: int,
-) -> Kept:
-    """Run the model over the prompt, `chunk` tokens at a time, and return the root. Raises FrtoolError for NaN."""
-    branch = allocator.alloc_branch(0).branch_id
+def read_prompt(root: Root, branch: int, prompt: list[int], read: int, batch: DecodeBatch, chunk: int) -> Kept:
+    """Run the model over the prompt, `chunk` tokens at a time, and return the node of the root.
+
+    `branch` holds the first `read` tokens already, fewer than all. Raises FrtoolError for NaN.
+    """
+    forest = root.forest
     logits = torch.empty(0)
-    for start in range(0, len(prompt), chunk):
+    for start in range(read, len(prompt), chunk):
         tokens = prompt[start : start + chunk]
-        allocator.append(branch, len(tokens))
+        forest.allocator.append(branch, len(tokens))
         logits = batch.forward([branch], [len(tokens)], tokens, [len(tokens) - 1])[0]
     if bool(logits.isnan().any()):
         raise nan_error("the prompt")
@@ -54,7 +51,7 @@ def read_prompt(
         parent=None,
         tokens=prompt,
         length=len(prompt),
-        tail=tail(detokenizer, prompt),
-        logits=logits.to(loaded.dtype, copy=True),
+        tail=tail(forest.detokenizer, prompt),
+        logits=logits.to(forest.loaded.dtype, copy=True),
         branch_id=branch,
     )

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
 
 from .steps import StepText
+
+if TYPE_CHECKING:
+    from .root import Root
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +45,7 @@ class Kept:
 class Row:
     """A step under way, from its submission until it is kept or dropped."""
 
+    root: Root
     parent: Kept
     ordinal: int
     key: int
@@ -62,6 +67,8 @@ class Row:
     """Tokens of the path above that were not in KV when the row got its branch."""
     fed: int = 0
     """How many of `prefix` and `tokens` are in KV."""
+    struck: bool = False
+    """Nobody wants it any more; what a pass under way gives for it is not read."""
 
     @property
     def name(self) -> str:

@@ -176,7 +176,7 @@ class Driver:
 
     def path_ids(self, name: str) -> list[int]:
         """Token ids of the whole path to a kept node."""
-        node, ids = self.engine._holdings.kept[name], []
+        node, ids = self.engine.holdings.kept[name], []
         while node is not None:
             ids = node.tokens + ids
             node = node.parent

@@ -45,7 +45,7 @@ def test_every_path_has_the_logprobs_of_an_independent_pass(tiny: LoadedModel, d
     assert sum(step.parent.count(".") == 2 for step in steps.values()) > 8
     for name, step in steps.items():
         ids = driver.path_ids(name)
-        own = len(driver.engine._holdings.kept[name].tokens)
+        own = len(driver.engine.holdings.kept[name].tokens)
         logprobs = torch.log_softmax(driver.plain_logits(ids), -1)
         start = len(ids) - own
         total = sum(logprobs[start + i - 1, ids[start + i]].item() for i in range(own))
@@ -60,7 +60,7 @@ def test_children_start_from_the_logits_after_the_parents_last_token(tiny: Loade
     for name, step in driver.grow(width=4, depth=2).items():
         if step.finish == "step":
             wanted = driver.plain_logits(driver.path_ids(name))[-1]
-            assert (driver.engine._holdings.kept[name].logits - wanted).abs().max() < 1e-4
+            assert (driver.engine.holdings.kept[name].logits - wanted).abs().max() < 1e-4
 
 
 def test_rewards_are_those_of_a_plain_pass_with_the_query_behind_the_path(tiny: LoadedModel, drive: Drive) -> None:
@@ -124,10 +124,10 @@ def test_steps_join_and_leave_without_waiting_for_each_other(tiny: LoadedModel, 
     order = []
     while driver.engine.outstanding:
         order += [step.ordinal for step in driver.poll()]
-        assert len(driver.engine._rows) <= 2
+        assert len(driver.engine.forest.rows) <= 2
     assert sorted(order) == list(range(6))
     lengths = {}
-    for step in driver.engine._holdings.done.values():
+    for step in driver.engine.holdings.done.values():
         lengths[step.ordinal] = step.sampled
     assert any(lengths[a] > lengths[b] for a, b in pairwise(range(6)))
     assert order != sorted(order)

@@ -31,7 +31,7 @@ def test_paths_and_rewards_are_those_of_a_plain_pass(loaded: LoadedModel, drive:
         ids = driver.path_ids(name)
         logits = driver.plain_logits([*ids, marks.query])
         logprobs = torch.log_softmax(logits, -1)
-        own = len(driver.engine._holdings.kept[name].tokens)
+        own = len(driver.engine.holdings.kept[name].tokens)
         total = sum(logprobs[i - 1, ids[i]].item() for i in range(len(ids) - own, len(ids)))
         if step.tokens > own:
             total += logprobs[len(ids) - 1, loaded.tokenizer.eos_token_id].item()

@@ -16,9 +16,9 @@ Drive = Callable[..., Any]
 
 def release_everything(driver: Any) -> None:
     driver.engine.cancel()
-    for step in [*driver.engine._holdings.done.values()]:
+    for step in [*driver.engine.holdings.done.values()]:
         driver.engine.drop(driver.returned[step.parent.id, step.ordinal])
-    for name in list(driver.engine._holdings.kept):
+    for name in list(driver.engine.holdings.kept):
         driver.engine.release(name)
     driver.engine.allocator.check()
 
@@ -32,14 +32,14 @@ def test_nothing_leaks_whatever_is_kept_dropped_released_and_cancelled(
     engine, asked = driver.engine, {}
     driver.returned = {}
     for turn in range(150):
-        open_nodes = [name for name, node in engine._holdings.kept.items() if node.logits is not None]
+        open_nodes = [name for name, node in engine.holdings.kept.items() if node.logits is not None]
         for name in draw.choices(open_nodes, k=draw.randrange(3)):
             asked[name] = asked.get(name, -1) + 1
             driver.submit(name, asked[name])
         for step in driver.poll():
             driver.returned[step.parent, step.ordinal] = step
             draw.choice([engine.keep, engine.keep, engine.drop])(step)
-        idle = [name for name in engine._holdings.kept if name != "0"]
+        idle = [name for name in engine.holdings.kept if name != "0"]
         if idle and draw.random() < 0.2:
             engine.release(draw.choice(idle))
         if turn % 40 == 39:
@@ -73,7 +73,7 @@ def test_64_branches_over_a_long_prompt_hold_little_more_than_the_distinct_token
     driver.submit("0", *range(64))
     for _ in range(20):
         assert driver.poll() == []
-    private = sum(row.fed for row in driver.engine._rows)
+    private = sum(row.fed for row in driver.engine.forest.rows)
     kv = driver.engine.kv()
     assert private == 64 * 20
     assert kv.logical_tokens == 65 * prompt_tokens + private

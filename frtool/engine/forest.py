@@ -1,0 +1,277 @@
+"""Several prompts in one KV pool and one decode batch, that steps join and leave at any token."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import torch
+
+from frtool.errors import UsageError
+from frtool.kernels.allocator import OutOfBlocks
+from frtool.search.protocols import OutOfMemory
+
+from .batch import DecodeBatch
+from .flight import Flight, Reader, Readings
+from .options import EngineOptions
+from .pool import check_blocks, make_pool
+from .prefill import read_prompt
+from .rows import Kept, Row
+from .steps import Detokenizer
+
+if TYPE_CHECKING:
+    from frtool.models.load import LoadedModel
+
+    from .root import Root
+
+# After a delimiter: the path ends there if the model gives the end tokens more than this.
+_END_PROBABILITY = 0.5
+
+
+class Forest:
+    """One model over many trees. A `Root` plants itself here and asks for steps; `poll` advances the steps of all.
+
+    Every root's samples are those that it would get alone: noise depends on its own seed and node ids, and no row's
+    numbers depend on the others in the batch. Roots whose prompts begin alike share the KV of what is alike.
+
+    When blocks run out, kept nodes are evicted, those of the youngest root first and of these the longest unused, and
+    recomputed when they are next expanded; then the youngest rows go back to the queue, where they keep their tokens.
+    After an exception from `poll` only what frees works.
+    """
+
+    def __init__(self, loaded: LoadedModel, options: EngineOptions, prompt_tokens: int = 1) -> None:
+        """Allocate the pool, which holds at least a prompt of `prompt_tokens` and one step.
+
+        Raises UsageError where that does not fit, and for rewards from a model without reward tokens.
+        """
+        if options.read_rewards and loaded.reward_tokens is None:
+            raise UsageError(f"{loaded.name} has no process-reward tokens", hint="use --scorer logprob")
+        self.loaded = loaded
+        self.options = options
+        self.capacity = options.batch
+        self.query = [loaded.reward_tokens.query] if options.read_rewards and loaded.reward_tokens else []
+        self.detokenizer = Detokenizer(loaded.tokenizer)
+        self.allocator = make_pool(loaded, prompt_tokens, options)
+        self.roots: list[Root] = []
+        """Oldest first."""
+        self.rows: list[Row] = []
+        """In the decode batch, oldest first."""
+        self.waiting: deque[Row] = deque()
+        self._joining: list[Row] = []  # those of the batch that have no token yet
+        self._flight: Flight | None = None
+        self._end_ids = loaded.eos_ids
+        self._reader = Reader(loaded, options)
+        self._batch = DecodeBatch(loaded, self.allocator, max(2 * options.batch, 8))
+
+    @property
+    def outstanding(self) -> int:
+        """Steps under way, of all roots."""
+        return sum(len(root.open) for root in self.roots)
+
+    @property
+    def roomy(self) -> bool:
+        """Whether one more root finds rows and blocks."""
+        return self.outstanding < self.capacity and 4 * self.allocator.free_blocks > self.allocator.num_blocks
+
+    def check_room(self, prompt_tokens: int) -> None:
+        """Raise UsageError unless the empty pool holds such a prompt and one step below it."""
+        check_blocks(self.loaded, prompt_tokens, self.options, self.allocator.num_blocks, self.allocator.block_size)
+
+    def plant(self, root: Root, prompt: list[int]) -> Kept:
+        """Read the prompt of a new root, as far as no other root has read the same. Raises FrtoolError for NaN."""
+        size = self.allocator.block_size
+        source, alike = None, size - 1  # less than a block is not worth a copy
+        for other in self.roots:
+            if other.trunk.branch_id is not None and _alike(other.trunk.tokens, prompt) > alike:
+                source, alike = other.trunk.branch_id, _alike(other.trunk.tokens, prompt)
+        least = -(-len(prompt) // size) + 1
+        if self.allocator.free_blocks < least:
+            self._evict(least)
+        if self.allocator.free_blocks < least:
+            raise OutOfMemory(
+                f"a prompt of {len(prompt)} tokens needs {least} KV blocks, {self.allocator.free_blocks} are free"
+            )
+        if source is None:
+            branch, read = self.allocator.alloc_branch(0).branch_id, 0
+        else:
+            branch, read = self.allocator.fork(source, alike).branch_id, alike
+        try:
+            node = read_prompt(root, branch, prompt, read, self._batch, self.options.prefill_chunk)
+        except BaseException:
+            self.allocator.free_branch(branch)
+            raise
+        self.roots.append(root)
+        return node
+
+    @torch.inference_mode()
+    def poll(self) -> None:
+        """Read what the last forward pass gave and start the next one: each growing step gains a token. Finished steps
+        wait at their roots.
+
+        Raises OutOfMemory when not even one step fits after everything idle was evicted (more polls may succeed after
+        a `release`), FrtoolError for NaN logits.
+        """
+        self._admit()
+        finished = self._collect()
+        try:
+            self._launch()
+        except OutOfMemory:
+            if not finished:
+                raise
+        for row in finished:
+            row.root.finish(row)
+
+    def forget(self, root: Root) -> None:
+        """Drop what is under way for a root; its branches are its own to free."""
+        for row in root.open.values():
+            row.struck = True
+        self.waiting = deque(row for row in self.waiting if not row.struck)
+        self.rows = [row for row in self.rows if not row.struck]
+        self._joining = [row for row in self._joining if not row.struck]
+
+    def uproot(self, root: Root) -> None:
+        """Take a root off the list, when it holds nothing any more."""
+        self.roots = [other for other in self.roots if other is not root]
+
+    # Joining
+
+    def _admit(self) -> None:
+        """Let waiting steps into the batch, in order, while it has rows and the pool has blocks for them."""
+        while self.waiting and len(self.rows) < self.capacity:
+            row = self.waiting[0]
+            if self.rows:  # leave a block to each that is there
+                room = row.root.holdings.blocks_to_bind(row, 1 + len(self.query)) + len(self.rows)
+                if self.allocator.free_blocks < room:
+                    self._evict(room)
+                if self.allocator.free_blocks < room:
+                    return
+            self.waiting.popleft()
+            row.root.holdings.bind(row)
+            self.rows.append(row)
+            if not row.sampled:
+                self._joining.append(row)
+
+    def _evict(self, blocks: int) -> bool:
+        busy = [row.parent for row in self.rows]
+        evicted = False
+        for root in reversed(self.roots):
+            evicted = root.holdings.evict(blocks, busy) or evicted
+            if self.allocator.free_blocks >= blocks:
+                break
+        return evicted
+
+    # Reading the last pass
+
+    def _collect(self) -> list[Row]:
+        """Give each growing row its next token. Returns the rows whose step is finished."""
+        flight, joining = self._flight, self._joining
+        if flight is None and not joining:
+            return []
+        readings = self._reader.read(flight, joining)
+        self._flight, self._joining = None, []
+        growing = [*flight.growing, *joining] if flight else joining
+        finished = [
+            row
+            for row, token, logprob in zip(growing, readings.tokens, readings.logprobs, strict=True)
+            if not row.struck and self._advance(row, token, logprob)
+        ]
+        if finished:
+            gone = set(map(id, finished))
+            self.rows = [row for row in self.rows if id(row) not in gone]
+        if flight is not None:
+            self._close(flight, readings)
+            finished += [row for row in flight.sealed + flight.ended if not row.struck]
+        return finished
+
+    def _close(self, flight: Flight, readings: Readings) -> None:
+        """Finish the rows of a flight that need no more tokens."""
+        for index, (row, end) in enumerate(zip(flight.sealed, readings.ends, strict=True)):
+            if end > _END_PROBABILITY:
+                row.finish = "end"
+            elif row.length >= row.root.max_length:
+                row.finish = "length"
+            else:
+                row.logits = flight.next_logits(index)
+        if self.query:
+            for row, reward in zip(flight.sealed + flight.ended, readings.rewards, strict=True):
+                row.reward = reward
+
+    def _advance(self, row: Row, token: int, logprob: float) -> bool:
+        """Add a sampled token; say whether the step is finished and needs no further pass."""
+        row.root.policy_tokens += 1
+        row.sampled += 1
+        row.logprob += logprob
+        if token in self._end_ids:
+            row.finish = "end"
+        else:
+            row.tokens.append(token)
+            if row.text.push(token):
+                row.finish = "step"
+                return False
+            if len(row.tokens) >= self.options.max_step_tokens or row.length >= row.root.max_length:
+                row.finish = "length"
+        return row.finish is not None and not self.query
+
+    # Starting the next pass
+
+    def _launch(self) -> None:
+        feeds = self._allot()
+        if not feeds:
+            return
+        growing: list[tuple[Row, int]] = []
+        sealed: list[tuple[Row, int]] = []
+        ended: list[tuple[Row, int]] = []
+        stop = 0
+        for row, tokens in feeds:
+            stop += len(tokens)
+            group = growing if row.finish is None else sealed if row.finish == "step" else ended
+            group.append((row, stop - 1))
+        query = len(self.query)
+        logit_rows = [last for _, last in growing] + [last - query for _, last in sealed]
+        if query:
+            logit_rows += [last for _, last in sealed + ended]
+        logits = self._batch.forward(
+            [row.branch_id for row, _ in feeds if row.branch_id is not None],
+            [len(tokens) for _, tokens in feeds],
+            list(chain.from_iterable(tokens for _, tokens in feeds)),
+            logit_rows,
+        )
+        self._flight = Flight(logits, *([row for row, _ in group] for group in (growing, sealed, ended)))
+        self.rows = list(self._flight.growing)
+        for row, tokens in feeds:
+            row.fed += len(tokens)
+            if query and row.finish is not None:
+                row.fed -= 1
+                row.root.scorer_tokens += 1
+                row.root.holdings.take_back(row)
+            if row.prefix:
+                row.root.holdings.restore_parent(row)
+
+    def _allot(self) -> list[tuple[Row, list[int]]]:
+        """Make room in every branch for what it is fed next. Rows that find none go back to the queue."""
+        while self.rows:
+            feeds = [(row, row.unfed() if row.finish is None else row.unfed() + self.query) for row in self.rows]
+            branches = [row.branch_id for row in self.rows if row.branch_id is not None]
+            try:
+                self.allocator.append_many(branches, [len(tokens) for _, tokens in feeds])
+            except OutOfBlocks as error:
+                if self._evict(error.needed):
+                    continue
+                row = self.rows.pop()
+                row.root.holdings.unbind(row)
+                self.waiting.appendleft(row)
+                if not self.rows:
+                    raise OutOfMemory(
+                        f"step {row.name} needs {error.needed} more KV blocks, {error.free} are free "
+                        f"of {self.allocator.num_blocks}"
+                    ) from None
+            else:
+                return feeds
+        return []
+
+
+def _alike(first: list[int], second: list[int]) -> int:
+    """Tokens that both begin with, at least one of the second left over."""
+    most = min(len(first), len(second) - 1)
+    return next((i for i in range(most) if first[i] != second[i]), most)
