@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from frtool.errors import UsageError
-from frtool.view.safe import safe_json
+from frtool.errors import FrtoolError, UsageError
+from frtool.view.safe import safe_json, safe_line
+
+if TYPE_CHECKING:
+    from frtool.bench.attention import AttentionReport
 
 app = typer.Typer(help="Measure the parts of frtool on this machine.", invoke_without_command=True)
 
@@ -19,8 +24,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 
 @app.callback()
 def _bench(context: typer.Context) -> int:
-    """Measure the parts of frtool on this machine. Without a command: the allocator."""
-    return allocator() if context.invoked_subcommand is None else 0
+    """Measure the parts of frtool on this machine. Without a command: all of them, at their defaults."""
+    if context.invoked_subcommand is not None:
+        return 0
+    allocator()
+    print()
+    return attention()
 
 
 @app.command("allocator")
@@ -43,6 +52,87 @@ def allocator(
         table.append((row.case, f"{row.shared_blocks:,}", f"{row.cycles_per_second:,.0f}", target))
     _print_table(table)
     return 0
+
+
+@app.command("attention")
+def attention(
+    batch_sizes: Annotated[
+        str | None, typer.Option("--batch-sizes", metavar="N,N,…", help="Branches; default by the machine.")
+    ] = None,
+    prefix: Annotated[int | None, typer.Option(help="Tokens that the branches share.")] = None,
+    suffix: Annotated[int | None, typer.Option(help="Tokens that each branch has to itself.")] = None,
+    heads: Annotated[int, typer.Option(help="Query heads.")] = 32,
+    kv_heads: Annotated[int, typer.Option("--kv-heads", help="Key and value heads.")] = 8,
+    head_dim: Annotated[int, typer.Option("--head-dim", help="Width of a head.")] = 128,
+    dtype: Annotated[str | None, typer.Option(help="float16, bfloat16 or float32; default by the machine.")] = None,
+    block_size: Annotated[int | None, typer.Option("--block-size", help="Tokens of a KV block.")] = None,
+    suite: Annotated[str, typer.Option(help="Trees: seed, fasttree or search.")] = "seed",
+    baseline: Annotated[
+        str, typer.Option(metavar="NAME,…", help="Beside it: sdpa, flex, hydragen, flashinfer, or none.")
+    ] = "sdpa",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default the best there is.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw charts there; needs matplotlib.")] = None,
+    json: JsonOption = False,
+) -> int:
+    """Tree attention against linear attention and other libraries, on the same trees."""
+    for name, value in {"prefix": prefix, "suffix": suffix, "block-size": block_size}.items():
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} is {value}, but must be at least 1")
+    sizes = None if batch_sizes is None else _batch_sizes(batch_sizes)
+    from frtool.bench.attention import run
+    from frtool.models.devices import choose_device
+
+    try:
+        report = run(
+            batch_sizes=sizes, prefix=prefix, suffix=suffix, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
+            dtype=dtype, block_size=block_size, suite=suite,
+            baselines=[] if baseline == "none" else [name.strip() for name in baseline.split(",")],
+            device=str(choose_device(device)), on_progress=_progress,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    _progress("")
+    if json:
+        print(safe_json(report.to_dict()))
+    else:
+        from rich.console import Console
+
+        from frtool.bench.attention_report import attention_table
+
+        wide = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+        wide.print(attention_table(report))
+        for note in report.notes:
+            wide.print(note, markup=False)
+    if plot is not None:
+        _plot(report, plot)
+    return 0
+
+
+def _batch_sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--batch-sizes `{text}` is no list of numbers", hint="write it like 1,16,64") from None
+    if min(sizes) < 1:
+        raise UsageError(f"--batch-sizes has {min(sizes)}, but every size must be at least 1")
+    return sizes
+
+
+def _plot(report: AttentionReport, folder: Path) -> None:
+    from frtool.bench.attention_report import draw_charts
+
+    try:
+        paths = draw_charts(report, folder)
+    except ImportError:
+        raise FrtoolError("--plot needs matplotlib", hint='install it: pip install "flash-frtool[plot]"') from None
+    for path in paths:
+        print(f"wrote {safe_line(str(path))}", file=sys.stderr)
+
+
+def _progress(line: str) -> None:
+    """On a terminal each line takes the place of the last; elsewhere they would only fill a log."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"\r{safe_line(line, 70):<72}", end="\r", file=sys.stderr, flush=True)
 
 
 def _machine() -> dict[str, Any]:

@@ -292,11 +292,39 @@ def test_the_allocator_benchmark_prints_its_figures(capfd, command):
         assert "target" in out
 
 
+def test_the_attention_benchmark_prints_its_figures(capfd):
+    small = [
+        "--batch-sizes",
+        "2",
+        "--prefix",
+        "32",
+        "--suffix",
+        "8",
+        "--heads",
+        "2",
+        "--kv-heads",
+        "1",
+        "--head-dim",
+        "16",
+    ]
+    status, out, _ = frtool(capfd, "bench", "attention", *small)
+    assert status == 0
+    assert "speedup" in out
+    status, out, _ = frtool(capfd, "bench", "attention", *small, "--baseline", "none", "--json")
+    assert status == 0
+    assert json.loads(out)["rows"][0]["tree_us"] > 0
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
         pytest.param(["bench", "magic"], "magic", id="unknown-benchmark"),
         pytest.param(["bench", "allocator", "--seconds", "-1"], "--seconds is -1", id="negative-time"),
+        pytest.param(["bench", "attention", "--batch-sizes", "1,x"], "--batch-sizes", id="batch-no-number"),
+        pytest.param(["bench", "attention", "--prefix", "0"], "--prefix is 0", id="no-prefix"),
+        pytest.param(["bench", "attention", "--heads", "7"], "no multiple", id="heads-that-do-not-fit"),
+        pytest.param(["bench", "attention", "--baseline", "magic"], "magic", id="unknown-baseline"),
+        pytest.param(["bench", "attention", "--device", "abacus"], "abacus", id="unknown-device"),
     ],
 )
 def test_a_bad_benchmark_call_is_one_line(capfd, argv, words):
