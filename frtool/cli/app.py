@@ -12,7 +12,7 @@ import typer
 from frtool import __version__
 from frtool.errors import FrtoolError
 
-from . import bench, compare, replay, search, show
+from . import bench, compare, doctor, models, replay, search, show
 from .errors import complain, explain, usage_error
 
 app = typer.Typer(
@@ -27,6 +27,8 @@ app.command("search", cls=search.SearchCommand)(search.search)
 app.command("show")(show.show)
 app.command("replay")(replay.replay)
 app.command("compare")(compare.compare)
+app.command("models")(models.models)
+app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 
 

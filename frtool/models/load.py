@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import torch
 from frtool.errors import FrtoolError, ModelError
 
 from . import hub
+from .architecture import load_config, model_class_of, quiet_transformers
 from .checkpoint import read_config, require_tokenizer, summarize_weights
 from .devices import choose_device, choose_dtype, set_threads
 from .gguf_header import GgufHeader, read_gguf_header
@@ -21,7 +19,7 @@ from .gguf_reading import parsed_once
 from .hook import ATTENTION_NAME
 from .memory import require_memory
 from .resolve import ModelSource, Progress, resolve_model
-from .support import TESTED_TYPES, check_class, check_config, position_limit, refuse
+from .support import TESTED_TYPES, check_config, position_limit
 from .text import one_line
 
 # End of a turn in chat formats whose end token the generation config may not list.
@@ -85,14 +83,17 @@ def load_model(
     target = choose_device(device)
     source = resolve_model(spec)
     set_threads()
-    with _quiet():
+    with quiet_transformers():
         if source.kind == "hub" and source.file is not None:
             path = hub.fetch_gguf(source, offline=offline, on_progress=progress)
             source = ModelSource("gguf", source.name, path)
         if source.kind == "gguf":
             with parsed_once():
-                return _load_gguf(source, target, dtype, progress)
-        return _load_directory(source, target, dtype, offline, trust_remote_code, progress)
+                loaded = _load_gguf(source, target, dtype, progress)
+        else:
+            loaded = _load_directory(source, target, dtype, offline, trust_remote_code, progress)
+    set_threads(loaded.parameters)
+    return loaded
 
 
 def _load_directory(
@@ -107,9 +108,9 @@ def _load_directory(
     if source.kind == "hub":
         directory = hub.fetch_small_files(source, offline=offline, on_progress=progress)
     raw = read_config(directory)
-    config = _config(source.name, raw, directory, trust_remote_code)
+    config = load_config(source.name, raw, directory, trust_remote_code)
     check_config(config, source.name)
-    model_class = _model_class(config, source.name, trust_remote_code)
+    model_class = model_class_of(config, source.name, trust_remote_code)
     geometry = _geometry(model_class, config, source.name)
     require_tokenizer(directory)
     tokenizer = _tokenizer(source, directory, trust_remote_code)
@@ -143,48 +144,12 @@ def _load_gguf(
     except Exception as error:
         raise _gguf_failure(source, header, error) from None
     check_config(config, source.name)
-    model_class = _model_class(config, source.name, trust_remote_code=False)
+    model_class = model_class_of(config, source.name, trust_remote_code=False)
     geometry = _geometry(model_class, config, source.name)
     tokenizer = _tokenizer(source, directory, False, gguf_file=file)
     progress(f"unpacking {source.name} ({header.parameters / 1e6:,.0f} M parameters)")
     model = _weights(model_class, source.name, directory, device, config=config, dtype=chosen, gguf_file=file)
     return _finish(source, str(source.path), model, tokenizer, chosen, device, geometry)
-
-
-def _config(name: str, raw: dict[str, Any], directory: Path, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    kind = raw["model_type"]
-    if kind not in CONFIG_MAPPING and not trust_remote_code:
-        brings_code = bool(raw.get("auto_map"))
-        raise ModelError(
-            f"{name} has the architecture {one_line(kind, 40)!r}, which transformers does not know",
-            hint="its repository brings its own code: --trust-remote-code runs it, if you trust it"
-            if brings_code
-            else "a newer transformers may know it",
-        )
-    try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:
-        raise ModelError(f"the config.json of {name} does not work: {one_line(error)}") from None
-
-
-def _model_class(config: Any, name: str, trust_remote_code: bool) -> Any:
-    from transformers import AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    try:
-        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    except KeyError:
-        if trust_remote_code and getattr(config, "auto_map", None):
-            return AutoModelForCausalLM
-        kind = one_line(config.model_type, 40)
-        raise refuse(name, f"{kind} is no causal language model") from None
-    if isinstance(model_class, tuple):
-        model_class = model_class[0]
-    check_class(model_class, config, name)
-    return model_class
 
 
 def _geometry(model_class: Any, config: Any, name: str) -> tuple[int, int]:
@@ -312,21 +277,3 @@ def _gguf_failure(source: ModelSource, header: GgufHeader, error: Exception) -> 
             hint="use the model's safetensors directory",
         )
     return ModelError(f"the header of {source.path} does not work: {one_line(error)}", hint="download it again")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' bars, log lines and warnings off the terminal while a model loads."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
