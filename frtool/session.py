@@ -57,7 +57,7 @@ class Session:
         """
         progress: Progress = on_progress or (lambda _: None)
         try:
-            options = resolve_options(config.algorithm, config.algorithm_options)
+            options = resolve_options(config.algorithm, config.algorithm_options, seed=config.seed)
             algorithm = make_algorithm(config.algorithm, options)
         except OptionError as error:
             raise UsageError(str(error), hint="`frtool search --help` lists the algorithms and their options") from None

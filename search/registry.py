@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .ab_mcts import ABMCTS
 from .beam import Beam
 from .best_first import BestFirst
 from .best_of_n import BestOfN
@@ -19,15 +20,21 @@ from .self_consistency import SelfConsistency
 __all__ = ["ALGORITHMS", "CLASSES", "Option", "OptionError", "make_algorithm", "resolve_options"]
 
 CLASSES: dict[str, type[Any]] = {
-    cls.name: cls for cls in (Greedy, BestOfN, SelfConsistency, Beam, DVTS, Rebase, BestFirst, MCTS)
+    cls.name: cls for cls in (Greedy, BestOfN, SelfConsistency, Beam, DVTS, Rebase, BestFirst, MCTS, ABMCTS)
 }
 ALGORITHMS: dict[str, dict[str, Option]] = {name: options_of(cls) for name, cls in CLASSES.items()}
 """The options of each algorithm, by name."""
 
 
-def resolve_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option of the algorithm, with the given ones in place. Raises OptionError."""
-    return resolve(_class(name), name, options)
+def resolve_options(name: str, options: Mapping[str, Any], *, seed: int | None = None) -> dict[str, Any]:
+    """Every option of the algorithm, with the given ones in place. Raises OptionError.
+
+    `seed` is the run's: an algorithm that draws, and so has an option of this name, takes it unless one is given.
+    """
+    resolved = resolve(_class(name), name, options)
+    if "seed" in resolved and resolved["seed"] is None:
+        resolved["seed"] = seed
+    return resolved
 
 
 def make_algorithm(name: str, options: Mapping[str, Any] | None = None) -> Algorithm:

@@ -61,6 +61,18 @@ CONFIGURATIONS = st.one_of(
             }
         ),
     ),
+    st.tuples(
+        st.just("ab-mcts"),
+        st.fixed_dictionaries(
+            {
+                "posterior": st.sampled_from(["gaussian", "beta"]),
+                "rollout": st.booleans(),
+                "leaf_batch": st.integers(1, 9),
+                "max_duplicates": st.integers(1, 6),
+                "seed": st.integers(-9, 9),
+            }
+        ),
+    ),
 )
 
 
