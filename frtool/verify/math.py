@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
@@ -28,6 +29,8 @@ class MathVerifier:
                 "--verify math needs the package math-verify",
                 hint="install it: pip install 'math-verify[antlr4_13_2]'",
             ) from None
+        # It writes a line about each time limit, which the fallback of `logging` would put on the terminal.
+        logging.getLogger("math_verify").addHandler(logging.NullHandler())
         self._library = math_verify
         self._expected = self._parse(expected)
         if not self._expected:

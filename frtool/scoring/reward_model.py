@@ -1,0 +1,287 @@
+"""Scores by a process reward model of its own, which reads each new step once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import torch
+
+from frtool.engine.batch import DecodeBatch
+from frtool.engine.flight import nan_error
+from frtool.engine.options import CPU_BLOCK, GPU_BLOCK
+from frtool.engine.pool import block_bytes
+from frtool.errors import UsageError
+from frtool.kernels.allocator import OutOfBlocks, PhysicalKVAllocator
+from frtool.models.memory import free_memory
+from frtool.search.protocols import OutOfMemory, Step
+from frtool.search.tree import Node, SearchTree
+
+from .layout import PathLayout, common_prefix
+from .preset import RewardPreset
+
+if TYPE_CHECKING:
+    from frtool.models.load import LoadedModel
+
+PASS_TOKENS = 4096
+"""Tokens of one forward pass, unless a single step is longer."""
+_SHARE = 0.25
+"""Of the free memory, for the pool: the policy needs more."""
+_CPU_BYTES = 1 << 28
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """A path whose KV is in the pool, up to the token where its value was read."""
+
+    ids: list[int]
+    branch_id: int
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One path to read: `ids` from `start` on are new."""
+
+    index: int
+    ids: list[int]
+    branch_id: int
+    start: int
+
+    @property
+    def new(self) -> list[int]:
+        return self.ids[self.start :]
+
+
+class RewardModelScorer:
+    """The value of each path's last step, in [0, 1], by a process reward model and its preset.
+
+    The model keeps the tree a second time, in a KV pool of its own. A path is laid out and tokenized whole, and forks
+    the branch of its nearest ancestor in the pool where the two begin to differ; only the tokens from there on are
+    read. So a value never depends on what the pool holds, and neither tokens that melt across steps nor templates that
+    rewrite the end of a conversation can falsify it. All steps of one `score` call share forward passes.
+
+    A node's branch is kept while the node is open. At the start of the next call those of nodes that are terminal,
+    expanded, closed or pruned are freed: no child of theirs can come, and the branches of their children hold the
+    blocks that they share. When blocks run out, the branches longest unused go first; they are read again when needed.
+    A path longer than the model reads is worth 0.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        preset: RewardPreset,
+        question: str,
+        *,
+        spend: Callable[[int], None] = lambda tokens: None,
+        num_blocks: int | None = None,
+        block_size: int | None = None,
+        expected_tokens: int | None = None,
+    ) -> None:
+        """`loaded` has the preset's head. `spend` is told of the tokens that each pass reads.
+
+        `num_blocks`: of the pool; by default a share of the free memory, no more than `expected_tokens` take.
+        Raises ModelError where the preset does not fit the tokenizer, UsageError for a pool or a model too small for
+        the question.
+        """
+        self.name = f"prm:{preset.name}"
+        self.tokens = 0
+        """Read so far."""
+        self.too_long = 0
+        """Paths that the model could not read."""
+        self.spend = spend
+        self._loaded = loaded
+        self._preset = preset
+        self._layout = PathLayout(preset, loaded, question)
+        root = self._layout.root
+        if len(root) >= loaded.max_positions:
+            raise UsageError(
+                f"the question has {len(root):,} tokens, and {loaded.name} reads at most {loaded.max_positions:,}",
+                hint="shorten the prompt",
+            )
+        self.allocator = self._make_pool(num_blocks, block_size, expected_tokens)
+        self._batch = DecodeBatch(loaded, self.allocator, 64)
+        self._root: _Held | None = None
+        self._held: dict[Node, _Held] = {}  # longest unused first
+
+    @torch.inference_mode()
+    def score(self, nodes: Sequence[Node], steps: Sequence[Step], tree: SearchTree) -> list[float]:
+        """Raises OutOfMemory where a path does not fit into the empty pool, FrtoolError for NaN."""
+        self._leave()
+        values = [0.0] * len(nodes)
+        jobs: list[tuple[int, list[int]]] = []
+        for index, node in enumerate(nodes):
+            ids = self._layout.ids([at.text for at in node.path()[1:]])
+            if len(ids) > self._loaded.max_positions:
+                self.too_long += 1
+            else:
+                jobs.append((index, ids))
+        while jobs:
+            jobs = self._pass(jobs, nodes, values)
+        return values
+
+    def clear(self) -> None:
+        """Free everything, the question too."""
+        for held in self._held.values():
+            self.allocator.free_branch(held.branch_id)
+        self._held.clear()
+        if self._root is not None:
+            self.allocator.free_branch(self._root.branch_id)
+            self._root = None
+
+    # The tree of branches
+
+    def _leave(self) -> None:
+        """Free the branches of nodes that no child can follow any more."""
+        for node in [node for node in self._held if node.state != "open" or node.terminal is not None]:
+            self.allocator.free_branch(self._held.pop(node).branch_id)
+
+    def _fork(self, node: Node, ids: list[int]) -> tuple[int, int]:
+        """A branch with the longest known beginning of a path but its last token, and how many tokens that is."""
+        at = node.parent
+        while at is not None and at not in self._held:
+            at = at.parent
+        held = self._root if at is None else self._held[at]
+        if at is not None:
+            self._held[at] = self._held.pop(at)
+        if held is None:
+            return self.allocator.alloc_branch(0).branch_id, 0
+        start = min(common_prefix(held.ids, ids), len(ids) - 1)
+        return self.allocator.fork(held.branch_id, start).branch_id, start
+
+    def _evict(self, blocks: int) -> bool:
+        """Free branches, longest unused first and the question last, until `blocks` are free; whether any was freed."""
+        evicted = False
+        while self.allocator.free_blocks < blocks and (self._held or self._root is not None):
+            if self._held:
+                held = self._held.pop(next(iter(self._held)))
+            else:
+                assert self._root is not None
+                held, self._root = self._root, None
+            self.allocator.free_branch(held.branch_id)
+            evicted = True
+        return evicted
+
+    # Reading
+
+    def _pass(
+        self, waiting: list[tuple[int, list[int]]], nodes: Sequence[Node], values: list[float]
+    ) -> list[tuple[int, list[int]]]:
+        """Read as many of the waiting paths as fit into one forward pass; return the rest."""
+        if self._root is None and not self._held:
+            self._read_question()
+        jobs: list[_Job] = []
+        try:
+            total = 0
+            for index, ids in waiting:
+                branch_id, start = self._fork(nodes[index], ids)
+                jobs.append(_Job(index, ids, branch_id, start))
+                total += len(ids) - start
+                if total > PASS_TOKENS and len(jobs) > 1:
+                    self.allocator.free_branch(jobs.pop().branch_id)
+                    break
+            self._make_room(jobs)
+            for job, value in zip(jobs, self._read(jobs), strict=True):
+                if value != value:
+                    raise nan_error(f"node {nodes[job.index].id}, in the reward model {self._loaded.name}")
+                values[job.index] = value
+        except BaseException:
+            for job in jobs:
+                self.allocator.free_branch(job.branch_id)
+            raise
+        for job in jobs:
+            node = nodes[job.index]
+            if node.terminal is not None or node in self._held:
+                self.allocator.free_branch(job.branch_id)
+            else:
+                self._held[node] = _Held(job.ids, job.branch_id)
+        return waiting[len(jobs) :]
+
+    def _make_room(self, jobs: list[_Job]) -> None:
+        """Append the new tokens of the jobs to their branches; those that find no room leave the list, last first."""
+        while True:
+            try:
+                self.allocator.append_many([job.branch_id for job in jobs], [len(job.new) for job in jobs])
+                return
+            except OutOfBlocks as error:
+                if self._evict(error.needed):
+                    continue
+                if len(jobs) == 1:
+                    raise OutOfMemory(
+                        f"a path of {len(jobs[0].ids)} tokens needs {error.needed} more KV blocks of the reward model, "
+                        f"{error.free} are free of {self.allocator.num_blocks}"
+                    ) from None
+                self.allocator.free_branch(jobs.pop().branch_id)
+
+    def _read(self, jobs: list[_Job]) -> list[float]:
+        """Feed the new tokens and read the value at the last one of each path."""
+        counts = [len(job.new) for job in jobs]
+        last, stop = [], 0
+        for count in counts:
+            stop += count
+            last.append(stop - 1)
+        out = self._batch.forward(
+            [job.branch_id for job in jobs], counts, list(chain.from_iterable(job.new for job in jobs)), last
+        )
+        self._count(stop)
+        values: list[float] = self._values(out[: len(jobs)]).tolist()
+        return values
+
+    def _values(self, out: torch.Tensor) -> torch.Tensor:
+        """[R] in [0, 1], of float32 logits [R, vocab] or of the head's output [R, classes]."""
+        preset = self._preset
+        if preset.head == "lm":
+            return out[:, list(self._layout.labels)].softmax(-1)[:, 0]
+        if preset.head == "2class":
+            return out.softmax(-1)[:, 1]
+        scaled = out[:, 0] / preset.scale
+        return torch.sigmoid(scaled) if preset.squash == "sigmoid" else (1 + torch.tanh(scaled)) / 2
+
+    def _read_question(self) -> None:
+        ids = self._layout.root
+        if not ids:
+            return
+        branch_id = self.allocator.alloc_branch(0).branch_id
+        try:
+            for start in range(0, len(ids), PASS_TOKENS):
+                part = ids[start : start + PASS_TOKENS]
+                self.allocator.append(branch_id, len(part))
+                self._batch.forward([branch_id], [len(part)], part, [len(part) - 1])
+                self._count(len(part))
+        except OutOfBlocks as error:
+            self.allocator.free_branch(branch_id)
+            raise OutOfMemory(
+                f"the question needs {error.needed} more KV blocks of the reward model, {error.free} are free"
+            ) from None
+        except BaseException:
+            self.allocator.free_branch(branch_id)
+            raise
+        self._root = _Held(ids, branch_id)
+
+    def _count(self, tokens: int) -> None:
+        self.tokens += tokens
+        self.spend(tokens)
+
+    def _make_pool(
+        self, num_blocks: int | None, block_size: int | None, expected_tokens: int | None
+    ) -> PhysicalKVAllocator:
+        loaded, root = self._loaded, len(self._layout.root)
+        on_gpu = loaded.device.type == "cuda"
+        size = block_size or (GPU_BLOCK if on_gpu else CPU_BLOCK)
+        each = block_bytes(loaded, size)
+        blocks = num_blocks
+        if blocks is None:
+            free = int(free_memory(loaded.device) * _SHARE)
+            blocks = (free if on_gpu else min(free, _CPU_BYTES)) // each
+            if expected_tokens is not None:
+                blocks = min(blocks, -(-(root + expected_tokens) // size))
+        least = -(-root // size) + 1
+        if blocks < least:
+            raise UsageError(
+                f"the reward model's KV pool of {blocks} blocks is too small: the question alone needs {least}",
+                hint="free memory, or use a smaller --reward-model",
+            )
+        return PhysicalKVAllocator(
+            blocks, size, loaded.num_kv_heads, loaded.head_dim, loaded.device, loaded.num_layers, loaded.dtype
+        )
