@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 
 from frtool import __version__
-from frtool.errors import FrtoolError
+from frtool.errors import FrtoolError, UsageError
 
 from . import bench, compare, doctor, models, replay, search, show
 from .errors import complain, explain, usage_error
+from .settings import Settings, origin, read_settings
 
 app = typer.Typer(
     name="frtool",
@@ -49,8 +50,12 @@ def _root(
 
 def run(argv: Sequence[str]) -> int:
     """Run one command and return its exit status. Lets no exception of a known kind out, and no traceback of any."""
+    settings: Settings | None = None
     try:
-        status = app(args=list(argv), prog_name="frtool", standalone_mode=False)
+        command: Any = typer.main.get_command(app)
+        settings = _settings(command.commands, argv)
+        defaults = settings.defaults if settings else None
+        status = command(args=list(argv), prog_name="frtool", standalone_mode=False, default_map=defaults, obj=settings)
         if sys.stdout is not None:
             sys.stdout.flush()
         return status if isinstance(status, int) else 0
@@ -62,7 +67,19 @@ def run(argv: Sequence[str]) -> int:
         close_stdout()
         return 1
     except Exception as error:
-        return usage_error(error) if hasattr(error, "format_message") else complain(explain(error))
+        if not hasattr(error, "format_message"):
+            return complain(explain(error))
+        return usage_error(error, origin(settings, error) if settings else None)
+
+
+def _settings(commands: Mapping[str, Any], argv: Sequence[str]) -> Settings | None:
+    """The user's defaults; None where they are damaged and the command has to work all the same."""
+    try:
+        return read_settings(commands)
+    except UsageError:
+        if not argv or argv[0] == "doctor" or {"--help", "-h", "--version"} & set(argv):
+            return None
+        raise
 
 
 def close_stdout() -> None:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from frtool.errors import UsageError
+
 from .result import FAILED
+from .settings import Settings, read_settings
 from .show import print_text
 
 if TYPE_CHECKING:
@@ -33,6 +36,8 @@ def doctor(
 
 
 def _checks(quick: bool) -> Iterator[Check]:
+    from frtool.doctor.check import FAILED as BAD
+    from frtool.doctor.check import Check
     from frtool.doctor.machine import check_kernel, check_machine
     from frtool.doctor.setup import check_models, check_scratch, check_variables
     from frtool.doctor.versions import check_kernels_clash, check_versions
@@ -44,7 +49,35 @@ def _checks(quick: bool) -> Iterator[Check]:
         yield from check_kernel()
     yield check_scratch()
     yield from check_models()
-    yield from check_variables()
+    settings = None
+    try:
+        settings = read_settings(_commands())
+    except UsageError as error:
+        yield Check("configuration", BAD, error.message, error.hint)
+    if settings is not None:
+        yield from _settings(settings)
+    yield from check_variables(settings.unknown if settings else ())
+
+
+def _commands() -> dict[str, Any]:
+    from .app import app
+
+    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return commands
+
+
+def _settings(settings: Settings) -> Iterator[Check]:
+    """The file, and what it and the variables set; a variable hides the same line of the file."""
+    from frtool.doctor.check import NOTE, Check
+
+    exists = settings.path.is_file()
+    yield Check("configuration", NOTE, f"{settings.path}{'' if exists else ', which does not exist'}")
+    for (command, name), source in settings.origins.items():
+        value = settings.defaults[command][name]
+        text = " ".join(value) if isinstance(value, list) else value
+        yield Check(f"{command} --{name.replace('_', '-')}", NOTE, f"{text}, from {source}")
+    for name, model in settings.aliases.items():
+        yield Check(f"alias {name}", NOTE, model)
 
 
 def _report(checks: list[Check]) -> str:

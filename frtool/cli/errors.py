@@ -49,8 +49,9 @@ def explain(error: BaseException) -> FrtoolError:
     )
 
 
-def usage_error(error: Exception) -> int:
-    """The complaint about a command line that Typer could not parse; its exit status."""
+def usage_error(error: Exception, origin: str | None = None) -> int:
+    """The complaint about a command line that Typer could not parse; its exit status. `origin` says where the value
+    comes from, if not from the command line."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "frtool"
     message = error.format_message()  # type: ignore[attr-defined]
@@ -58,7 +59,7 @@ def usage_error(error: Exception) -> int:
         if message:
             print(message, file=sys.stderr)
         return 2
-    return complain(UsageError(_our_way(message), hint=_hint(message, path)))
+    return complain(UsageError(_our_way(message), hint=f"it comes from {origin}" if origin else _hint(message, path)))
 
 
 def _our_way(message: str) -> str:

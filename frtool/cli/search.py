@@ -11,6 +11,7 @@ import typer.core
 
 from frtool.config import EMBEDDED, SearchConfig
 
+from .settings import expand_alias
 from .values import algorithm_options, read_prompt, size, unescape
 
 _ALGORITHM, _BUDGET, _SAMPLING = "Algorithm", "Budget", "Sampling"
@@ -39,7 +40,12 @@ def search(
     prompt: Annotated[str | None, typer.Argument(help="The question. `-`, or nothing in a pipe, reads stdin.")] = None,
     model: Annotated[
         str,
-        typer.Option("--model", "-m", help="`embedded`, a model directory, a GGUF file, or a Hugging Face id."),
+        typer.Option(
+            "--model",
+            "-m",
+            help="`embedded`, a model directory, a GGUF file, or a Hugging Face id.",
+            callback=expand_alias,
+        ),
     ] = EMBEDDED,
     algorithm: Annotated[
         str, typer.Option("--algorithm", "-a", help="How to search; the list stands below.", rich_help_panel=_ALGORITHM)

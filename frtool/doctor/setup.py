@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from .check import NOTE, OK, WARNING, Check
@@ -34,10 +34,14 @@ def check_models() -> Iterator[Check]:
     yield Check("hub cache", NOTE, f"{cache}, {count} model{'s' * (count != 1)}; `frtool models` lists them")
 
 
-def check_variables() -> Iterator[Check]:
+def check_variables(unknown: Collection[str] = ()) -> Iterator[Check]:
+    """The variables that are set; `unknown` are those that look like frtool's own and are none."""
     names = [n for n in sorted(os.environ) if n.startswith("FRTOOL_")] + [n for n in _VARIABLES if n in os.environ]
     for name in names:
-        yield Check(name, NOTE, os.environ[name])
+        if name in unknown:
+            yield Check(name, WARNING, f"{os.environ[name]}: no option of search has this name")
+        else:
+            yield Check(name, NOTE, os.environ[name])
 
 
 def check_scratch() -> Check:

@@ -1,0 +1,169 @@
+"""Defaults from outside: the user's configuration file and FRTOOL_ variables. Flags beat variables, variables the file.
+
+[search]                    # options of a command, by their long names
+tokens = 8192
+option = ["c_puct=1.5"]
+
+[aliases]                   # short names for --model
+small = "~/models/small.gguf"
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from frtool.errors import UsageError
+
+FILE_VARIABLE = "FRTOOL_CONFIG"
+PREFIX = "FRTOOL_"
+# Read elsewhere, or of no use as a default.
+RESERVED = {FILE_VARIABLE, "FRTOOL_NO_PROGRESS", "FRTOOL_PHOTOGRAPHS"}
+_ALIASES = "aliases"
+
+
+@dataclass(slots=True)
+class Settings:
+    """Defaults by command and parameter; `origins` names the variable or the file that each comes from."""
+
+    path: Path
+    defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
+    origins: dict[tuple[str, str], str] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    """Variables that begin like ours and mean nothing."""
+
+
+def settings_path() -> Path:
+    """The configuration file: FRTOOL_CONFIG, else `config.toml` in the platform's folder for it."""
+    named = os.environ.get(FILE_VARIABLE)
+    return Path(named).expanduser() if named else Path(typer.get_app_dir("frtool")) / "config.toml"
+
+
+def read_settings(commands: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the file, where there is one, and the variables. `commands` are Typer's, by name.
+
+    Raises UsageError for a file that is damaged or names what does not exist.
+    """
+    settings = Settings(settings_path())
+    for section, content in _read(settings.path).items():
+        if not isinstance(content, dict):
+            raise _wrong(settings.path, f"`{section}` stands outside of a section", "begin with [search] or [aliases]")
+        if section == _ALIASES:
+            settings.aliases = _aliases(settings.path, content)
+        else:
+            _defaults(settings, section, content, commands)
+    _variables(settings, commands["search"], environ)
+    return settings
+
+
+def origin(settings: Settings, error: Any) -> str | None:
+    """Where the value that Typer complains of comes from, if not from the command line."""
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    if context is None or parameter is None or context.info_name not in settings.defaults:
+        return None
+    source = context.get_parameter_source(parameter.name)
+    if source is None or source.name != "DEFAULT_MAP":
+        return None
+    return settings.origins.get((context.info_name, parameter.name))
+
+
+def expand_alias(context: typer.Context, name: str) -> str:
+    """The model behind a short name; any other name stays."""
+    settings = context.find_root().obj
+    return settings.aliases.get(name, name) if isinstance(settings, Settings) else name
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes().decode("utf-8")
+        return tomllib.loads(text)
+    except FileNotFoundError:
+        if os.environ.get(FILE_VARIABLE):
+            raise UsageError(f"{FILE_VARIABLE} names {path}, which does not exist") from None
+        return {}
+    except OSError as error:
+        if isinstance(error, NotADirectoryError):
+            return {}
+        raise UsageError(f"the configuration {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise _wrong(path, "it is not UTF-8") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise _wrong(path, str(error)[:200]) from None
+
+
+def _defaults(settings: Settings, section: str, content: dict[str, Any], commands: Mapping[str, Any]) -> None:
+    if section not in commands or section == "bench":
+        raise _wrong(settings.path, f"there is no section [{section}]", _like(section, [*commands, _ALIASES]))
+    options = _options(commands[section])
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        if name not in options:
+            raise _wrong(settings.path, f"[{section}] has no option `{key}`", _like(name, options))
+        _set(settings, section, options[name], _text(settings.path, section, key, value), str(settings.path))
+
+
+def _variables(settings: Settings, search: Any, environ: Mapping[str, str]) -> None:
+    options = _options(search)
+    for variable in sorted(environ):
+        name = variable.removeprefix(PREFIX).lower()
+        if not variable.startswith(PREFIX) or variable in RESERVED or not environ[variable]:
+            continue
+        if name in options:
+            _set(settings, "search", options[name], environ[variable], variable)
+        else:
+            settings.unknown.append(variable)
+
+
+def _set(settings: Settings, command: str, option: Any, value: str | list[str], source: str) -> None:
+    if option.multiple and isinstance(value, str):
+        value = value.split()
+    settings.defaults.setdefault(command, {})[option.name] = value
+    settings.origins[command, option.name] = source
+
+
+def _options(command: Any) -> dict[str, Any]:
+    """The options of a command by the names of their long flags."""
+    return {
+        flag.removeprefix("--").replace("-", "_"): parameter
+        for parameter in command.params
+        if parameter.param_type_name == "option" and not parameter.is_eager
+        for flag in parameter.opts
+        if flag.startswith("--")
+    }
+
+
+def _text(path: Path, section: str, key: str, value: Any) -> str | list[str]:
+    """The value as it would stand on a command line, so that the same checks apply."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str | int | float):
+        return str(value)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return value
+    raise _wrong(path, f"[{section}] `{key}` is a {type(value).__name__}", "give a number, a text or true or false")
+
+
+def _aliases(path: Path, content: dict[str, Any]) -> dict[str, str]:
+    for name, model in content.items():
+        if not isinstance(model, str) or not model:
+            raise _wrong(path, f"the alias `{name}` is no text", 'write it as `name = "directory, file or id"`')
+        if name == "embedded":
+            raise _wrong(path, "`embedded` is the name of the embedded model", "choose another alias")
+    return content
+
+
+def _wrong(path: Path, what: str, hint: str | None = None) -> UsageError:
+    return UsageError(f"the configuration {path}: {what}", hint=hint)
+
+
+def _like(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    close = get_close_matches(name, known, 1)
+    return f"did you mean `{close[0]}`?" if close else "known are " + ", ".join(known)
