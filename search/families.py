@@ -41,11 +41,17 @@ class Families:
         """Families that are not complete."""
         return len(self._open)
 
-    def want(self, tree: SearchTree, node: Node, wanted: int) -> None:
-        """Give `node` a family of `wanted` distinct children, with at most `oversample` times as many samples."""
-        family = Family(node, wanted, math.ceil(wanted * self._oversample))
-        self._open[node.id] = family
+    def want(self, tree: SearchTree, node: Node, wanted: int) -> Family | None:
+        """Give `node` a family of `wanted` distinct children, with at most `oversample` times as many samples.
+
+        Children that it has already count; returns the family where it is complete with them.
+        """
+        family = Family(node, wanted, math.ceil(wanted * self._oversample), list(node.children))
         self._sample(tree, family)
+        if not family.waiting:
+            return family
+        self._open[node.id] = family
+        return None
 
     def take(self, room: int) -> list[Expand]:
         return [self._queue.popleft() for _ in range(min(room, len(self._queue)))]

@@ -11,6 +11,7 @@ from .best_first import BestFirst
 from .best_of_n import BestOfN
 from .dvts import DVTS
 from .greedy import Greedy
+from .gumbel import Gumbel
 from .mcts import MCTS
 from .options import Option, OptionError, options_of, resolve
 from .protocols import Algorithm
@@ -20,7 +21,7 @@ from .self_consistency import SelfConsistency
 __all__ = ["ALGORITHMS", "CLASSES", "Option", "OptionError", "make_algorithm", "resolve_options"]
 
 CLASSES: dict[str, type[Any]] = {
-    cls.name: cls for cls in (Greedy, BestOfN, SelfConsistency, Beam, DVTS, Rebase, BestFirst, MCTS, ABMCTS)
+    cls.name: cls for cls in (Greedy, BestOfN, SelfConsistency, Beam, DVTS, Rebase, BestFirst, MCTS, ABMCTS, Gumbel)
 }
 ALGORITHMS: dict[str, dict[str, Option]] = {name: options_of(cls) for name, cls in CLASSES.items()}
 """The options of each algorithm, by name."""

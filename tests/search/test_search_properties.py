@@ -73,6 +73,19 @@ CONFIGURATIONS = st.one_of(
             }
         ),
     ),
+    st.tuples(
+        st.just("gumbel"),
+        st.fixed_dictionaries(
+            {
+                "considered": st.integers(1, 9),
+                "simulations": st.integers(1, 40),
+                "oversample": st.floats(1, 3),
+                "leaf_batch": st.integers(1, 9),
+                "widen": st.floats(1, 4),
+                "max_duplicates": st.integers(1, 6),
+            }
+        ),
+    ),
 )
 
 
@@ -142,7 +155,8 @@ def test_tree_invariants(
             keys = [(child.text, child.finish) for child in node.children]
             assert len(set(keys)) == len(keys)
         if node.state == "closed":
-            assert all(child.state in ("closed", "terminal") for child in node.children)
+            gone = ("closed", "terminal", "pruned") if name == "gumbel" else ("closed", "terminal")
+            assert all(child.state in gone for child in node.children)
     if states and algorithm.merges:
         names = [task.state(node.path_text) for node in tree if node.terminal is None and node.parent]
         assert len(set(names)) == len(names)
