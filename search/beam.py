@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .families import Families
+from .closing import prune
+from .families import Families, Family
+from .lookahead import Lookahead
 from .options import OptionError, option
 from .protocols import Expand
 from .select import AGGREGATES, choose, rank, value
@@ -22,8 +24,14 @@ class Beam:
     finished paths stay; the unfinished of these are the next beams. It ends when no unfinished path is among them.
     The answer is the finished path of highest value.
 
+    With `lookahead` k each unfinished child is rolled out by k sampled steps, or to the end of its path, before the
+    level is cut, and has the value of the path to there. These steps count against the budget like any other; they
+    stay in the tree, so that a beam's first child is that of its rollout, and a path that a rollout finished can be the
+    answer; it competes with the other paths from its own level on.
+
     Source: Snell et al. 2024, arXiv 2408.03314 (beam search against a process reward model, `width` = N samples and
-    `keep` = N / M), with sampling without replacement in place of independent samples.
+    `keep` = N / M; lookahead search, which rolls out at temperature 0), with sampling without replacement in place of
+    independent samples.
     """
 
     name: ClassVar[str] = "beam"
@@ -35,6 +43,7 @@ class Beam:
     keep: int = option(4, "paths that stay after a level", minimum=1)
     expand: int | None = option(None, "distinct children of each beam; default width / keep", minimum=1)
     oversample: float = option(2.0, "samples tried at most, as a multiple of the children wanted", minimum=1)
+    lookahead: int = option(0, "sampled steps that a child is rolled out by before it is valued", minimum=0)
     aggregate: str = option("last", "value of a path from its steps' rewards", choices=AGGREGATES)
 
     def __post_init__(self) -> None:
@@ -45,6 +54,7 @@ class Beam:
                 f"{self.keep} beams of {self.expand} children are more than width {self.width}", option="expand"
             )
         self._families = Families(self.oversample)
+        self._rollouts = Lookahead(self.lookahead)
         self._children: list[Node] = []
         self._started = False
 
@@ -52,35 +62,64 @@ class Beam:
         if not self._started:
             self._started = True
             self._families.want(tree, tree.root, self.width)
-        return self._families.take(room)
+        return self._families.take(room) or self._rollouts.take(room)
 
     def tell(self, tree: SearchTree, expand: Expand, node: Node) -> list[Node]:
         if node.id == expand.id and node.terminal is not None:
             tree.backup(node, self._worth(node))
-        family = self._families.tell(tree, expand, node)
-        if family is None:
-            return []
-        self._children += family.children
-        leaving = [] if family.node is tree.root else [tree.leave(family.node, "expanded")]
-        return leaving if self._families else leaving + self._cut(tree)
+        leaving: list[Node] = []
+        if self._rollouts:
+            self._rollouts.tell(tree, node)
+        else:
+            family = self._families.tell(tree, expand, node)
+            if family is None:
+                return []
+            self._complete(tree, family, leaving)
+            if not self._families:
+                self._look_ahead(tree)
+        while not (self._families or self._rollouts) and self._children:
+            self._cut(tree, leaving)
+        return leaving
 
     def done(self, tree: SearchTree) -> bool:
-        return self._started and not self._families
+        return self._started and not self._families and not self._rollouts
 
     def best(self, tree: SearchTree) -> Node | None:
         return choose(tree, worth=self._worth)
 
-    def _cut(self, tree: SearchTree) -> list[Node]:
-        """Keep the best paths and begin the next level with them; returns the nodes that fall out."""
+    def _complete(self, tree: SearchTree, family: Family, leaving: list[Node]) -> None:
+        self._children += family.children
+        if family.node is not tree.root:
+            leaving.append(tree.leave(family.node, "expanded"))
+
+    def _look_ahead(self, tree: SearchTree) -> None:
+        """Roll the level out, once all of its children are there."""
+        if self.lookahead:
+            for child in self._children:
+                if child.terminal is None:
+                    self._rollouts.begin(tree, child)
+
+    def _cut(self, tree: SearchTree, leaving: list[Node]) -> None:
+        """Keep the best paths and begin the next level with them; `leaving` gets the nodes that fall out."""
+        level = self._children[0].depth
         unfinished = [node for node in self._children if node.terminal is None]
-        best = sorted(unfinished + tree.terminals, key=lambda node: rank(node, self._worth))[: self.keep]
+        finished = [node for node in tree.terminals if node.depth <= level]
+        best = sorted(unfinished + finished, key=lambda node: rank(node, self._promise))[: self.keep]
         beams = [node for node in best if node.terminal is None]
         stay = set(beams)
-        leaving = [tree.leave(node, "pruned", "beam") for node in unfinished if node not in stay]
+        for node in unfinished:
+            if node not in stay:
+                leaving += prune(tree, node, "beam")
         self._children = []
         for beam in beams:
-            self._families.want(tree, beam, self.expand or self.width // self.keep)
-        return leaving
+            family = self._families.want(tree, beam, self.expand or self.width // self.keep)
+            if family is not None:
+                self._complete(tree, family, leaving)
+        if not self._families:
+            self._look_ahead(tree)
+
+    def _promise(self, node: Node) -> float:
+        return self._worth(self._rollouts.end(node))
 
     def _worth(self, node: Node) -> float:
         return value(node, self.aggregate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from frtool.search.budget import Budget
 from frtool.search.events import Pruned
 
 DRAWS = {"": "aabc", "a": "xy", "b": "xy", "c": "zz"}
@@ -25,6 +26,25 @@ def test_a_hand_computed_beam(search, scripted_model):
     ]
     assert [event for event in found.events if isinstance(event, Pruned)] == [Pruned(["0.0"], "beam")]
     assert (found.end.reason, found.end.answer, found.end.best) == ("finished", "cz", "0.3.0")
+
+
+def test_a_hand_computed_lookahead(search, scripted_model):
+    draws = {"": "ab", "a": "xy", "b": "xy", "ax": "pq", "bx": "pq", "by": "pq"}
+    rewards = {"a": 0.9, "b": 0.5, "ax": 0.1, "bx": 0.8, "by": 0.3, "bxp": 0.2, "byp": 0.7, "byq": 0.6}
+    options = {"width": 2, "keep": 1, "oversample": 1, "lookahead": 1}
+    found = search("beam", scripted_model(draws=draws, rewards=rewards), options=options)
+    assert [node.id for node in found.nodes()] == [
+        *("0.0", "0.1"),
+        *("0.0.0", "0.1.0"),  # ax .1 and bx .8: b stays, although a has .9
+        "0.1.1",  # its other child is that of the rollout
+        *("0.1.0.0", "0.1.1.0"),  # bxp .2 and byp .7: by stays, although bx has .8
+        "0.1.1.1",
+    ]
+    pruned = [event for event in found.events if isinstance(event, Pruned)]
+    assert pruned == [Pruned(["0.0", "0.0.0"], "beam"), Pruned(["0.1.0"], "beam")]
+    assert (found.end.reason, found.end.answer) == ("finished", "byp")
+    without = search("beam", scripted_model(draws=draws, rewards=rewards), options=options | {"lookahead": 0})
+    assert {node.id.rpartition(".")[0] for node in without.nodes()} == {"0", "0.0"}  # it goes on with a
 
 
 def test_duplicates_are_replaced_until_enough_are_distinct_or_tries_run_out(search, scripted_model):
@@ -81,6 +101,27 @@ def test_equal_states_are_expanded_once(search, scripted_model):
     same = [node for node in found.nodes() if node.duplicate_of]
     assert {(node.id.rpartition(".")[0], node.duplicate_of) for node in same} == {("0.1", "0.0.0")}
     assert {node.id for node in found.nodes() if node.terminal} == {"0.0.0.0"}
+
+
+def test_the_steps_of_a_lookahead_count_against_the_budget(search, scripted_model):
+    draws = {"": "abc"} | {letter + below: "x" for letter in "abc" for below in ("", "x", "xx")}
+    options = {"width": 3, "keep": 1, "lookahead": 2, "oversample": 1}
+    found = search("beam", scripted_model(draws=draws), options=options, budget=Budget(steps=9))
+    assert found.end.reason == "steps"
+    assert [node.id for node in found.nodes()] == [
+        *("0.0", "0.1", "0.2"),
+        *("0.0.0", "0.1.0", "0.2.0"),
+        *("0.0.0.0", "0.1.0.0", "0.2.0.0"),
+    ]
+
+
+@pytest.mark.parametrize("lookahead", [1, 9])
+def test_a_rollout_to_the_end_costs_no_place_in_the_beam(search, fake_model, lookahead):
+    model = fake_model(branching=5, depth=4, capacity=16)
+    options = {"width": 16, "keep": 4, "oversample": 9, "lookahead": lookahead}
+    found = search("beam", model, options=options, budget=Budget(steps=3000))
+    grown = {node.id.rpartition(".")[0] for node in found.nodes() if int(node.id.rpartition(".")[2]) > 0}
+    assert [sum(parent.count(".") == depth for parent in grown) for depth in range(4)] == [1, 4, 4, 4]
 
 
 @pytest.mark.parametrize("seed", range(6))

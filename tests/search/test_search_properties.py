@@ -15,10 +15,13 @@ CONFIGURATIONS = st.one_of(
     st.tuples(
         st.just("beam"),
         st.builds(
-            lambda keep, expand, oversample: {"width": keep * expand, "keep": keep, "oversample": oversample},
+            lambda keep, expand, oversample, lookahead: (
+                {"width": keep * expand, "keep": keep, "oversample": oversample, "lookahead": lookahead}
+            ),
             st.integers(1, 4),
             st.integers(1, 4),
             st.floats(1, 4),
+            st.integers(0, 3),
         ),
     ),
     st.tuples(
