@@ -38,6 +38,7 @@ def compare(
 
 def tree_verdict(comparison: Comparison, a: str = "A", b: str = "B") -> str:
     """One or two lines: whether the trees are the same, else the first difference, with its values."""
+    from frtool.replay.difference import THE_END
     from frtool.view.safe import safe_line
 
     difference = comparison.difference
@@ -49,6 +50,8 @@ def tree_verdict(comparison: Comparison, a: str = "A", b: str = "B") -> str:
     if difference.field is None:
         only, text = (a, here) if difference.b is None else (b, there)
         return f"{shared}; the first that differs is {difference.node}, in {only} alone: {text}"
+    if difference.node == THE_END:
+        return f"{shared}, but not the {difference.field} at the end:\n  {a}: {here}\n  {b}: {there}"
     which = f"the first that differs is {difference.node}, in its {difference.field}"
     return f"{shared}; {which}:\n  {a}: {here}\n  {b}: {there}"
 

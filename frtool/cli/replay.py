@@ -22,8 +22,23 @@ def replay(
         float | None, typer.Option(help="Times real time; by default a long search takes 20 seconds.")
     ] = None,
     step: Annotated[bool, typer.Option("--step", help="Wait for a key before each step.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Run the search again and name the first difference.")
+    ] = False,
+    device: Annotated[str | None, typer.Option("--device", help="Where to run it again, such as cpu.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the run use Python code that the model brings.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the verdict of --verify as JSON.")] = False,
 ) -> int:
-    """Play a recorded search in the terminal: space pauses, → and ← go step by step, + and - change the speed."""
+    """Play a recorded search in the terminal: space pauses, n and b go step by step, + and - change the speed.
+
+    With --verify, run it again instead: exit status 0 where the same tree grew, 1 where it did not.
+    """
+    if verify and (step or speed is not None):
+        raise UsageError("--verify runs the search anew: --step and --speed have no meaning")
+    if not verify and (device is not None or trust_remote_code or json):
+        raise UsageError("--device, --trust-remote-code and --json belong to --verify")
     if speed is not None and not (0 < speed < math.inf):
         raise UsageError(f"--speed is {speed:g}, but must be more than 0 and finite")
     from frtool.export.recorded import read_search
@@ -32,6 +47,10 @@ def replay(
     if step and not Keys.available():
         raise UsageError("--step needs a terminal for its keys", hint="`frtool show` prints the whole tree")
     search = read_search(trace)
+    if verify:
+        from .verifying import verify_search
+
+        return verify_search(search, device=device, trust_remote_code=trust_remote_code, json=json)
     _play(search, speed, step)
     if search.note:
         warn(search.note)

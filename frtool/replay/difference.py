@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from frtool.view.model import TreeModel
 
 TOLERANCE = 1e-4
 """Figures this close, absolutely or relatively, count as the same: other devices and library versions round so."""
+THE_END = "the end"
+"""In the place of a node's id: the search's last event."""
 _EXACT = ("text", "tokens", "terminal", "answer", "verified", "duplicate_of")
 _FIGURES = ("logprob", "prior", "reward")
 
@@ -41,13 +44,15 @@ def added(events: list[Event]) -> dict[str, NodeAdded]:
     return {event.id: event for event in events if isinstance(event, NodeAdded)}
 
 
-def compare_trees(a: list[Event], b: list[Event]) -> Comparison:
-    """Compare step by step in the order of `a`, then what only `b` has, then visits, values and prunings."""
+def compare_trees(a: list[Event], b: list[Event], ignore: Collection[str] = ()) -> Comparison:
+    """Compare step by step in the order of `a`, then what only `b` has, then visits, values and prunings.
+
+    Fields in `ignore` are left out."""
     left, right = added(a), added(b)
     first: Difference | None = None
     same, deviation = 0, 0.0
     for node_id in dict.fromkeys([*left, *right]):
-        difference = _difference(node_id, left.get(node_id), right.get(node_id))
+        difference = difference_of(node_id, left.get(node_id), right.get(node_id), ignore)
         if difference is None:
             same += 1
             deviation = max(deviation, _distance(left[node_id], right[node_id]))
@@ -55,20 +60,23 @@ def compare_trees(a: list[Event], b: list[Event]) -> Comparison:
     return Comparison(first or _outcomes(_grown(a), _grown(b)), same, deviation)
 
 
-def _difference(node_id: str, a: NodeAdded | None, b: NodeAdded | None) -> Difference | None:
+def difference_of(
+    node_id: str, a: NodeAdded | None, b: NodeAdded | None, ignore: Collection[str] = ()
+) -> Difference | None:
+    """What differs between two records of one step, of which one may be missing."""
     if a is None or b is None:
         return Difference(node_id, None, a and a.text, b and b.text)
-    name = differing_field(a, b)
+    name = _differing_field(a, b, ignore)
     return Difference(node_id, name, getattr(a, name), getattr(b, name)) if name else None
 
 
-def differing_field(a: NodeAdded, b: NodeAdded) -> str | None:
-    """The first field in which two records of one step differ, figures by more than the tolerance."""
+def _differing_field(a: NodeAdded, b: NodeAdded, ignore: Collection[str]) -> str | None:
+    """The first field that differs, figures by more than the tolerance."""
     for name in _EXACT:
-        if getattr(a, name) != getattr(b, name):
+        if name not in ignore and getattr(a, name) != getattr(b, name):
             return name
     for name in _FIGURES:
-        if not _close(getattr(a, name), getattr(b, name)):
+        if name not in ignore and not _close(getattr(a, name), getattr(b, name)):
             return name
     return None
 
