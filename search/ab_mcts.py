@@ -97,8 +97,10 @@ class ABMCTS(Walks):
         self._walked = 0
         self._accepted = False
 
-    def done(self, tree: SearchTree) -> bool:
-        return self._accepted or (self.simulations is not None and self._walked >= self.simulations)
+    def done(self, tree: SearchTree) -> str | None:
+        if self._accepted:
+            return "accepted"
+        return "simulations" if self.simulations is not None and self._walked >= self.simulations else None
 
     def best(self, tree: SearchTree) -> Node | None:
         return choose(tree)

@@ -81,8 +81,8 @@ class Beam:
             self._cut(tree, leaving)
         return leaving
 
-    def done(self, tree: SearchTree) -> bool:
-        return self._started and not self._families and not self._rollouts
+    def done(self, tree: SearchTree) -> str | None:
+        return "finished" if self._started and not self._families and not self._rollouts else None
 
     def best(self, tree: SearchTree) -> Node | None:
         return choose(tree, worth=self._worth)

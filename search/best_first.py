@@ -63,8 +63,8 @@ class BestFirst:
             self._families.want(tree, heapq.heappop(self._queue)[1], self.expand)
         return [] if family is None or family.node is tree.root else [tree.leave(family.node, "expanded")]
 
-    def done(self, tree: SearchTree) -> bool:
-        return self.answers is not None and self._accepted >= self.answers
+    def done(self, tree: SearchTree) -> str | None:
+        return "answers" if self.answers is not None and self._accepted >= self.answers else None
 
     def best(self, tree: SearchTree) -> Node | None:
         return choose(tree, worth=self._worth)

@@ -47,5 +47,5 @@ class Chains:
         parent = tree[expand.parent]
         return [] if parent is tree.root else [tree.leave(parent, "expanded")]
 
-    def done(self, tree: SearchTree) -> bool:
-        return self._finished >= self._count
+    def done(self, tree: SearchTree) -> str | None:
+        return "finished" if self._finished >= self._count else None

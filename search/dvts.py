@@ -58,8 +58,8 @@ class DVTS:
         subtrees = self.width // self.expand
         return [left for i in range(subtrees) for left in self._follow(tree, family.children[i::subtrees])]
 
-    def done(self, tree: SearchTree) -> bool:
-        return self._started and not self._families
+    def done(self, tree: SearchTree) -> str | None:
+        return "finished" if self._started and not self._families else None
 
     def best(self, tree: SearchTree) -> Node | None:
         return choose(tree, worth=self._worth)

@@ -99,8 +99,8 @@ class Gumbel(Walks):
             return []
         return self._consider(tree) + self._advance(tree)
 
-    def done(self, tree: SearchTree) -> bool:
-        return self._done
+    def done(self, tree: SearchTree) -> str | None:
+        return "finished" if self._done else None
 
     def best(self, tree: SearchTree) -> Node | None:
         return choose(tree)

@@ -90,8 +90,10 @@ class MCTS(Walks):
         self._least = math.inf
         self._most = -math.inf
 
-    def done(self, tree: SearchTree) -> bool:
-        return self._accepted or (self.simulations is not None and self._backups >= self.simulations)
+    def done(self, tree: SearchTree) -> str | None:
+        if self._accepted:
+            return "accepted"
+        return "simulations" if self.simulations is not None and self._backups >= self.simulations else None
 
     def best(self, tree: SearchTree) -> Node | None:
         return choose(tree, worth=self._worth)

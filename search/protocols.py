@@ -180,7 +180,8 @@ class Algorithm(Protocol):
         them may have children under way.
         """
 
-    def done(self, tree: SearchTree) -> bool: ...
+    def done(self, tree: SearchTree) -> str | None:
+        """Why the search ends here, in one word ('finished', 'converged', …); None while it goes on."""
 
     def best(self, tree: SearchTree) -> Node | None:
         """The node whose path is the answer so far."""

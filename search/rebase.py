@@ -60,8 +60,8 @@ class Rebase:
         leaving = [] if family.node is tree.root else [tree.leave(family.node, "expanded")]
         return leaving if self._families else leaving + self._share(tree)
 
-    def done(self, tree: SearchTree) -> bool:
-        return self._started and not self._families
+    def done(self, tree: SearchTree) -> str | None:
+        return "finished" if self._started and not self._families else None
 
     def best(self, tree: SearchTree) -> Node | None:
         return choose(tree, vote=self.vote, worth=self._worth)

@@ -35,6 +35,22 @@ def test_it_stops_when_the_leading_answer_is_certain(search, scripted_model):
     assert never.end.terminals == 16
 
 
+def test_a_weighted_vote_converges_by_its_values(search, scripted_model):
+    # certainty(2.7, .2) = .899 after a a a, certainty(3.6, .2) = .944 after the fourth a
+    model = scripted_model(draws={"": "baaaaaaaaa"}, rewards={"a": 0.9, "b": 0.2}, capacity=1)
+    found = search("self-consistency", model, options={"n": 30, "vote": "weighted", "converge": 0.93})
+    assert (found.end.terminals, found.end.answer) == (5, "a")
+    low = scripted_model(draws=model.draws, rewards={"a": 0.09, "b": 0.02}, capacity=1)
+    found = search("self-consistency", low, options={"n": 30, "vote": "weighted", "converge": 0.93})
+    assert found.end.terminals > 20, "small values settle little"
+
+
+def test_it_stops_when_no_later_chain_can_change_the_vote(search, scripted_model):
+    model = scripted_model(draws={"": "abaaaaaaaa"}, capacity=1)
+    found = search("self-consistency", model, options={"n": 8, "converge": 1})
+    assert (found.end.terminals, found.end.answer) == (6, "a")  # 5 against 1, and 2 to come
+
+
 @pytest.mark.parametrize("capacity", [1, 3, 16])
 def test_the_convergence_does_not_depend_on_the_batch(search, fake_model, capacity):
     def answer(size):
