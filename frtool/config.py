@@ -9,8 +9,9 @@ from typing import Any
 from frtool.errors import UsageError
 
 EMBEDDED = "embedded"
-SCORERS = ("auto", "reward", "logprob", "arithmetic")
-VERIFIERS = ("auto", "none", "arithmetic")
+VERDICTS = ("arithmetic", "math", "command")
+SCORERS = ("auto", "reward", "logprob", "prm", *VERDICTS)
+VERIFIERS = ("auto", "none", *VERDICTS)
 _BUDGETS = ("tokens", "nodes", "steps", "seconds")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -44,7 +45,14 @@ class SearchConfig:
     """0 keeps the whole vocabulary."""
     min_p: float = 0.0
     scorer: str = "auto"
+    reward_model: str | None = None
+    reward_preset: str | None = None
+    """A built-in preset or a TOML file; None goes by the reward model's name."""
     verify: str = "auto"
+    verify_command: str | None = None
+    verify_seconds: float = 10.0
+    expected: str | None = None
+    """The right answer, for `verify` "math"."""
     steer: bool = False
     """Let the verifier stop and guide the search; otherwise it only grades the answer."""
     batch: int = 16
@@ -72,6 +80,10 @@ class SearchConfig:
         defaults = _DEFAULTS[self.is_embedded]
         budgeted = any(getattr(self, name) is not None for name in _BUDGETS)
         changes = {k: v for k, v in defaults.items() if getattr(self, k) is None and not (budgeted and k in _BUDGETS)}
+        if self.scorer == "auto" and self.reward_model is not None:
+            changes["scorer"] = "prm"
+        if self.verify == "auto" and (self.verify_command is not None or self.expected is not None):
+            changes["verify"] = "math" if self.verify_command is None else "command"
         return replace(self, **changes)
 
     def record(self) -> dict[str, Any]:
@@ -106,6 +118,32 @@ class SearchConfig:
                 )
         if self.steer and self.verify == "none":
             raise UsageError("--steer needs a verifier, but --verify is none")
+        self._check_judges()
+
+    def _check_judges(self) -> None:
+        if self.scorer == "prm" and self.reward_model is None:
+            raise UsageError(
+                "--scorer prm needs a reward model", hint="pass --reward-model DIRECTORY or a Hugging Face id"
+            )
+        if self.reward_model is not None and self.scorer not in ("auto", "prm"):
+            raise UsageError(f"--reward-model has no use with --scorer {self.scorer}", hint="leave one of them out")
+        if self.reward_preset is not None and self.reward_model is None:
+            raise UsageError("--reward-preset needs --reward-model")
+        if not 0 < self.verify_seconds < math.inf:
+            raise UsageError(f"--verify-seconds is {self.verify_seconds:g}, but must be more than 0 and finite")
+        chosen = {self.verify, self.scorer}
+        for kind, name, example in (
+            ("command", "verify_command", "--verify-command 'python check.py'"),
+            ("math", "expected", "--expected 42"),
+        ):
+            given = getattr(self, name) is not None
+            if kind in chosen and not given:
+                flag = "--verify" if self.verify == kind else "--scorer"
+                raise UsageError(f"{flag} {kind} needs {_flag(name)}", hint=f"for example {example}")
+            if given and kind not in chosen and self.verify != "auto":
+                raise UsageError(f"{_flag(name)} has no use with --verify {self.verify}", hint="leave one of them out")
+        if self.verify == "auto" and self.verify_command is not None and self.expected is not None:
+            raise UsageError("--verify-command and --expected ask for two verifiers", hint="choose one with --verify")
 
 
 def _flag(name: str) -> str:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from frtool.config import SearchConfig
+from frtool.config import VERDICTS, SearchConfig
 from frtool.errors import UsageError
+from frtool.scoring import LogprobScorer, StepRewardScorer, VerdictScorer
+from frtool.scoring.preset import RewardPreset, find_preset
 from frtool.search.registry import OptionError, make_algorithm, resolve_options
 from frtool.tasks.arithmetic import ArithmeticTask, embedded_limit
 from frtool.tasks.general import ExpressionTask, GeneralTask
@@ -65,6 +67,8 @@ class Session:
         puzzle = parse_puzzle(config.prompt)
         task = _task(config, puzzle)
         verifier = _verifier(config, puzzle)
+        judge = _judge(config.scorer, config, puzzle, verifier) if config.scorer in VERDICTS else None
+        preset = _preset(config)
 
         # Threads that spin for each other stall where other programs use the cores too. Read when torch is imported.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -81,17 +85,26 @@ class Session:
             trust_remote_code=config.trust_remote_code,
             on_progress=progress,
         )
-        scorer = _scorer(config, loaded, task, verifier)
+        scorer: Scorer
+        if judge is not None:
+            scorer = VerdictScorer(task, judge)
+        elif preset is not None:
+            scorer = _reward_model(config, preset, loaded, algorithm, progress)
+        else:
+            scorer = _scorer(config, loaded)
         if isinstance(task, ArithmeticTask):
             prompt_ids = plain_prompt_ids(loaded, task.prompt_text)
         else:
             prompt_ids = chat_prompt_ids(loaded, config.prompt, config.system)
         progress(f"reading the prompt ({len(prompt_ids):,} tokens)")
         engine_options = EngineOptions.from_config(config, algorithm, reads_rewards=scorer.name == "reward")
+        engine = Engine(loaded, prompt_ids, engine_options)
+        if preset is not None:
+            _count(scorer, engine)
         return cls(
             config,
             loaded=loaded,
-            engine=Engine(loaded, prompt_ids, engine_options),
+            engine=engine,
             algorithm=algorithm,
             scorer=scorer,
             task=task,
@@ -158,27 +171,78 @@ def _task(config: SearchConfig, puzzle: Puzzle | None) -> Task:
 
 
 def _verifier(config: SearchConfig, puzzle: Puzzle | None) -> Verifier | None:
-    wanted = config.verify == "arithmetic" or config.scorer == "arithmetic" or config.steer
-    if config.verify == "none" and config.scorer != "arithmetic":
+    """What grades the answers."""
+    if config.verify == "none":
         return None
-    if puzzle is not None:
-        return ArithmeticVerifier(puzzle)
-    if wanted:
+    if config.verify in ("math", "command"):
+        return _judge(config.verify, config, puzzle)
+    if puzzle is not None or config.verify == "arithmetic" or config.steer:
+        return _judge("arithmetic", config, puzzle)
+    return None
+
+
+def _judge(kind: str, config: SearchConfig, puzzle: Puzzle | None, known: Verifier | None = None) -> Verifier:
+    """The verifier of this kind: `known` where it is one."""
+    if known is not None and known.name == kind:
+        return known
+    if kind == "command":
+        from frtool.verify.command import CommandVerifier
+
+        assert config.verify_command is not None
+        return CommandVerifier(config.verify_command, seconds=config.verify_seconds)
+    if kind == "math":
+        from frtool.verify.math import MathVerifier
+
+        assert config.expected is not None
+        return MathVerifier(config.expected)
+    if puzzle is None:
         raise UsageError(
             "the arithmetic verifier needs an arithmetic puzzle, and the prompt is none",
             hint="write it like `Make 24 from 4, 5, 6, 10`, or leave --verify, --steer and --scorer alone",
         )
-    return None
+    return ArithmeticVerifier(puzzle)
 
 
-def _scorer(config: SearchConfig, loaded: LoadedModel, task: Task, verifier: Verifier | None) -> Scorer:
-    from frtool.scoring import LogprobScorer, StepRewardScorer, VerdictScorer
-
-    if config.scorer == "arithmetic":
-        assert verifier is not None
-        return VerdictScorer(task, verifier)
+def _scorer(config: SearchConfig, loaded: LoadedModel) -> Scorer:
     if config.scorer == "reward" and loaded.reward_tokens is None:
         raise UsageError(f"{loaded.name} has no process-reward tokens <prm>, <+> and <->", hint="use --scorer logprob")
     if config.scorer == "logprob" or loaded.reward_tokens is None:
         return LogprobScorer()
     return StepRewardScorer()
+
+
+def _preset(config: SearchConfig) -> RewardPreset | None:
+    """How the reward model is read; None where none is wanted."""
+    return None if config.reward_model is None else find_preset(config.reward_preset, config.reward_model)
+
+
+def _reward_model(
+    config: SearchConfig, preset: RewardPreset, policy: LoadedModel, algorithm: Algorithm, progress: Progress
+) -> Scorer:
+    from frtool.engine import EngineOptions
+    from frtool.models.reward import load_reward_model
+    from frtool.scoring.reward_model import RewardModelScorer
+
+    assert config.reward_model is not None
+    loaded = load_reward_model(
+        config.reward_model,
+        head_tensors=preset.head_tensors,
+        classes=preset.classes,
+        device=policy.device,
+        dtype=None if config.dtype == "auto" else config.dtype,
+        offline=config.offline,
+        on_progress=progress,
+    )
+    options = EngineOptions.from_config(config, algorithm, reads_rewards=False)
+    return RewardModelScorer(loaded, preset, config.prompt, expected_tokens=options.expected_tokens)
+
+
+def _count(scorer: Scorer, engine: Engine) -> None:
+    """Let what the reward model reads count as the scorer's tokens."""
+    from frtool.scoring.reward_model import RewardModelScorer
+
+    def spend(tokens: int) -> None:
+        engine.scorer_tokens += tokens
+
+    assert isinstance(scorer, RewardModelScorer)
+    scorer.spend = spend

@@ -98,12 +98,54 @@ def search(
     scorer: Annotated[
         str,
         typer.Option(
-            "--scorer", help="What values a step: auto, reward, logprob or arithmetic.", rich_help_panel=_JUDGING
+            "--scorer",
+            help="What values a step: auto, reward, logprob, prm, or a verifier: arithmetic, math, command.",
+            rich_help_panel=_JUDGING,
         ),
     ] = "auto",
+    reward_model: Annotated[
+        str | None,
+        typer.Option(
+            "--reward-model",
+            help="A process reward model that values the steps: a directory, or a Hugging Face id.",
+            callback=expand_alias,
+            rich_help_panel=_JUDGING,
+        ),
+    ] = None,
+    reward_preset: Annotated[
+        str | None,
+        typer.Option(
+            "--reward-preset",
+            metavar="NAME|FILE.toml",
+            help="How to read it; default by its name. FILE: your own convention.",
+            rich_help_panel=_JUDGING,
+        ),
+    ] = None,
     verify: Annotated[
-        str, typer.Option("--verify", help="What checks the answer: auto, none, arithmetic.", rich_help_panel=_JUDGING)
+        str,
+        typer.Option(
+            "--verify", help="What checks the answer: auto, none, arithmetic, math, command.", rich_help_panel=_JUDGING
+        ),
     ] = "auto",
+    expected: Annotated[
+        str | None,
+        typer.Option(
+            "--expected", metavar="ANSWER", help="The right answer; math-verify compares.", rich_help_panel=_JUDGING
+        ),
+    ] = None,
+    verify_command: Annotated[
+        str | None,
+        typer.Option(
+            "--verify-command",
+            metavar="CMD",
+            help="Gets the answer on stdin and in a file, its last argument (or {}). Status 0: right. No shell.",
+            rich_help_panel=_JUDGING,
+        ),
+    ] = None,
+    verify_seconds: Annotated[
+        float,
+        typer.Option("--verify-seconds", help="Time limit of that command.", rich_help_panel=_JUDGING),
+    ] = 10.0,
     steer: Annotated[
         bool,
         typer.Option("--steer", help="Let the verifier guide and stop the search.", rich_help_panel=_JUDGING),
@@ -175,7 +217,12 @@ def search(
             top_k=top_k,
             min_p=min_p,
             scorer=scorer,
+            reward_model=reward_model,
+            reward_preset=reward_preset,
             verify=verify,
+            expected=expected,
+            verify_command=verify_command,
+            verify_seconds=verify_seconds,
             steer=steer,
             batch=batch,
             max_step_tokens=max_step_tokens,

@@ -45,7 +45,13 @@ class PathLayout:
         """Tokens that every path begins with."""
 
     def ids(self, steps: Sequence[str]) -> list[int]:
-        """Tokens of the path; the value is read at the last one."""
+        """Tokens of the path; the value is read at the last one. Those that the model has no embedding for are left
+        out: a tokenizer may know more than its model."""
+        known = self._loaded.vocab_size
+        ids = self._lay_out(steps)
+        return ids if max(ids) < known else [token for token in ids if token < known]
+
+    def _lay_out(self, steps: Sequence[str]) -> list[int]:
         preset = self._preset
         texts = [step.strip() for step in steps]
         if preset.layout == "pieces":
@@ -113,8 +119,8 @@ class PathLayout:
     def _last(self, text: str) -> int:
         """Id of the last token of `text`, -1 for none."""
         ids = self._encode(text) if text else []
-        if ids and ids[-1] == self._loaded.tokenizer.unk_token_id:
-            raise self._misfit(f"its token {text!r} is none of the tokenizer's")
+        if ids and (ids[-1] == self._loaded.tokenizer.unk_token_id or ids[-1] >= self._loaded.vocab_size):
+            raise self._misfit(f"its token {text!r} is none of the model's")
         return ids[-1] if ids else -1
 
     def _encode(self, text: str) -> list[int]:

@@ -52,6 +52,11 @@ class RewardPreset:
     models: tuple[str, ...] = ()
     """Names of published models that this preset reads."""
 
+    @property
+    def classes(self) -> int:
+        """Values that the head gives; 0 is the whole vocabulary."""
+        return {"lm": 0, "value": 1, "2class": 2}[self.head]
+
 
 def built_in() -> tuple[str, ...]:
     """Names of the presets that come with frtool."""

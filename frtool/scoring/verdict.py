@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from frtool.search.protocols import Scorer, Step, Task, Verifier
 from frtool.search.tree import Node, SearchTree
 
 
+@runtime_checkable
+class GradedVerifier(Verifier, Protocol):
+    """A verifier that can say how good an answer is."""
+
+    def score(self, answer: str) -> float:
+        """In [0, 1]."""
+
+
 class VerdictScorer:
-    """1 or 0 for a path that has ended, by its answer; `inner`'s score, or 1/2 without one, for a path that goes on.
+    """1 or 0 for a path that has ended, by its answer, or the grade of a verifier that gives grades; for a path that
+    goes on `inner`'s score, or 1/2 without one.
 
     A path cut by a limit has ended: without an answer it is wrong. This scorer steers by a rule outside the model.
     """
@@ -19,7 +29,7 @@ class VerdictScorer:
         self._task = task
         self._verifier = verifier
         self._inner = inner
-        self._verdicts: dict[str, bool] = {}
+        self._verdicts: dict[str, float] = {}
 
     def score(self, nodes: Sequence[Node], steps: Sequence[Step], tree: SearchTree) -> list[float]:
         going = [(node, step) for node, step in zip(nodes, steps, strict=True) if not _over(node)]
@@ -34,8 +44,12 @@ class VerdictScorer:
         if answer is None:
             return 0.0
         if answer not in self._verdicts:
-            self._verdicts[answer] = self._verifier.verify(answer)
-        return float(self._verdicts[answer])
+            verifier = self._verifier
+            if isinstance(verifier, GradedVerifier):
+                self._verdicts[answer] = verifier.score(answer)
+            else:
+                self._verdicts[answer] = float(verifier.verify(answer))
+        return self._verdicts[answer]
 
 
 def _over(node: Node) -> bool:

@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from frtool.search.events import Ended, NodeAdded
 from frtool.search.protocols import OutOfMemory, Step
 from frtool.search.tree import Node, SearchTree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from frtool.config import SearchConfig
 from frtool.errors import FrtoolError, ModelError, UsageError
 from frtool.models.reward import load_reward_model
 from frtool.scoring.preset import RewardPreset, find_preset, parse_preset
 from frtool.scoring.reward_model import RewardModelScorer
+from frtool.session import Session
 
 QUESTION = "What is 3 + 4 * 2?"
 LAYERS = [
@@ -386,6 +389,16 @@ def test_a_path_longer_than_the_model_reads_is_worth_nothing(loaded_for: Callabl
     assert scorer.too_long == 1
 
 
+def test_text_that_spells_a_token_without_an_embedding_is_read_without_it(loaded_for: Callable[[str], Any]) -> None:
+    preset, loaded = find_preset("math-psa", ""), loaded_for("math-psa")
+    beyond = len(loaded.tokenizer)
+    loaded.tokenizer.add_special_tokens({"additional_special_tokens": ["<|beyond|>"]})
+    assert loaded.tokenizer.encode("<|beyond|>")[0] >= min(beyond, loaded.vocab_size)
+    scorer = RewardModelScorer(loaded, preset, QUESTION, num_blocks=512, block_size=4)
+    grown = Grown(scorer, [["1 + 1<|beyond|>\n\n", "1 + 1\n\n"]])
+    assert grown.nodes[0].reward == grown.nodes[1].reward
+
+
 def test_nan_is_an_error_and_frees_what_was_taken(loaded_for: Callable[[str], Any]) -> None:
     preset = find_preset("skywork-o1", "")
     loaded = loaded_for(preset.name)
@@ -414,7 +427,7 @@ def changed(name: str, **changes: Any) -> RewardPreset:
     [
         ("math-shepherd", {"step_tag": "\u043a\u0438"}, "does not end in a token of its own"),
         ("math-psa", {"bad_token": " +"}, "one and the same"),
-        ("math-shepherd", {"good_token": "\u6f22"}, "is none of the tokenizer's"),
+        ("math-shepherd", {"good_token": "\u6f22"}, "is none of the model's"),
         ("math-psa", {"layout": "chat", "joiner": ""}, "no chat template"),
     ],
 )
@@ -450,3 +463,55 @@ def test_a_head_that_is_not_there_or_has_another_shape_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=text):
         load_reward_model(folders("skywork-o1"), head_tensors=tensors, classes=classes, dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_model(tmp_path_factory.mktemp("policy"), byte_tokenizer(CHAT), {}, seed=7)
+
+
+def config_of(policy: str, reward: str, **changes: Any) -> SearchConfig:
+    settings = {"algorithm": "beam", "delimiter": "e", "max_step_tokens": 8, "max_depth": 4, "steps": 24, "batch": 4}
+    return SearchConfig(prompt=QUESTION, model=policy, reward_model=reward, dtype="float32", **(settings | changes))
+
+
+def test_a_search_is_led_by_the_reward_model(policy: str, folders: Callable[[str], str]) -> None:
+    folder = folders("qwen2.5-math-prm")
+    session = Session.open(config_of(policy, folder, reward_preset="qwen2.5-math-prm"))
+    events = list(session.run())
+    scorer, ended = session.scorer, events[-1]
+    assert isinstance(scorer, RewardModelScorer)
+    assert isinstance(ended, Ended)
+    assert ended.reason in ("steps", "finished", "exhausted")
+    assert ended.scorer_tokens == scorer.tokens > 0
+    assert session.model_record()["scorer"] == "prm:qwen2.5-math-prm"
+    plain = Plain(folder)
+    steps: dict[str, list[str]] = {"0": []}
+    added = [event for event in events if isinstance(event, NodeAdded)]
+    assert len(added) > 8
+    for event in added:
+        steps[event.id] = [*steps[event.id.rpartition(".")[0]], event.text]
+        assert event.reward is not None
+        if all(step.strip() for step in steps[event.id]):
+            assert event.reward == pytest.approx(qwen_prm(plain, QUESTION, steps[event.id]), abs=2e-5)
+    scorer.allocator.check()
+
+
+def test_tokens_of_the_reward_model_count_against_the_budget(policy: str, folders: Callable[[str], str]) -> None:
+    folder = folders("qwen2.5-math-prm")
+    session = Session.open(config_of(policy, folder, reward_preset="qwen2.5-math-prm", steps=None, tokens=150))
+    ended = list(session.run())[-1]
+    assert isinstance(ended, Ended)
+    assert ended.reason == "tokens"
+    assert ended.policy_tokens < 120
+
+
+def test_the_verdict_of_a_command_can_be_the_score(policy: str) -> None:
+    config = SearchConfig(
+        prompt=QUESTION, model=policy, dtype="float32", algorithm="best-of-n", algorithm_options={"n": 4}, steps=8,
+        delimiter="e", max_step_tokens=6, max_depth=2, scorer="command", verify_command="sh -c 'echo 0.25; exit 1'",
+    )  # fmt: skip
+    events = list(Session.open(config).run())
+    ended = [event for event in events if isinstance(event, NodeAdded) and event.terminal and not event.duplicate_of]
+    assert ended
+    assert {(event.reward, event.verified) for event in ended} == {(0.25, False)}
