@@ -256,7 +256,8 @@ def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
         ends.update([tokens] if isinstance(tokens, int) else tokens or [])
     special = _special_tokens(tokenizer)
     ends.update(special[name] for name in TURN_ENDS if name in special)
-    return frozenset(int(token) for token in ends)
+    # A tokenizer may know tokens that the model cannot write.
+    return frozenset(int(token) for token in ends if int(token) < int(text.vocab_size))
 
 
 def _reward_tokens(tokenizer: Any) -> RewardTokens | None:
