@@ -29,7 +29,7 @@ def check_machine() -> Iterator[Check]:
 
     cores = usable_cores()
     bf16 = "bf16 in hardware" if cpu_has_bf16() else "no bf16 in hardware: fp32 is used"
-    yield Check("processor", OK, f"{_processor()}, {cores} usable core{'s' * (cores != 1)}, {bf16}")
+    yield Check("processor", OK, f"{processor()}, {cores} usable core{'s' * (cores != 1)}, {bf16}")
     free = free_host_memory()
     yield Check("memory", OK if free > 2e9 else WARNING, f"{size_text(free)} free" if free < 1 << 61 else "unknown")
     if not torch.cuda.is_available():
@@ -85,7 +85,8 @@ def _selftest(name: str, backend: str, device: str) -> Check:
     return Check(name, OK if right else FAILED, f"within {distance:.1g} of the fp64 reference")
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the CPU, as far as the system tells it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             names = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))

@@ -450,4 +450,6 @@
   drawChart();
   view.style.height = `${ROW * (1 + events.filter((e) => e.kind === "node" && e.duplicate_of === null).length) + 3}px`;
   moveTo(events.length);
+  const first = pathOf(tree.best())[1], at = rows.indexOf(first), end = rows.indexOf(tree.best());
+  if (first && end * ROW > view.clientHeight) { view.scrollTop = Math.max(0, at - 2) * ROW; drawRows(); }
 })();

@@ -12,8 +12,8 @@ from frtool.view.model import TreeModel
 from .keys import Keys, NoKeys
 
 PLAYING_SECONDS = 20.0
-_PLAY = "space pause, n step, b back, + - speed, e end, q quit"
-_PAUSED = "space play, n step, b back, e end, q quit"
+_PLAY = "space pause, n/b step, +/- speed, e end, q quit"
+_PAUSED = "space play, n/b step, e end, q quit"
 
 
 def comfortable_speed(seconds: float) -> float:
@@ -122,7 +122,7 @@ class Player:
         self.view.refresh()
 
     def _caption(self) -> None:
-        where = f"event {self.at:,} of {len(self.events):,}, {self.seconds[self.at - 1]:.1f} s"
+        where = f"event {self.at}/{len(self.events)}, {self.seconds[self.at - 1]:.1f} s"
         if isinstance(self._keys, Keys):
-            where += f": {_PAUSED}" if self.paused else f" at {self.speed:g}x: {_PLAY}"
+            where += f": {_PAUSED}" if self.paused else f", {self.speed:.3g}x: {_PLAY}"
         self.view.footer = where

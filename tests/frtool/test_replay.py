@@ -76,7 +76,7 @@ class Terminal:
         """Read until the footer shows an event number that fits; that number."""
 
         def number() -> int:
-            match = re.search(r"event (\d+) of", self.text)
+            match = re.search(r"event (\d+)/", self.text)
             return int(match[1]) if match else -1
 
         self.read(lambda: found(number()))
