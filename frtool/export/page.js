@@ -204,8 +204,10 @@
     const best = new Set(pathOf(tree.best()).map((n) => n.id));
     rows = visible(best);
     canvas.style.height = `${rows.length * ROW}px`;
-    const first = Math.max(0, Math.floor(view.scrollTop / ROW) - 4);
-    const last = Math.min(rows.length, Math.ceil((view.scrollTop + view.clientHeight) / ROW) + 4);
+    // A tree that has shrunk may lie above the place that was scrolled to, until the browser notices.
+    const top = Math.max(0, Math.min(view.scrollTop, rows.length * ROW - view.clientHeight));
+    const first = Math.max(0, Math.floor(top / ROW) - 4);
+    const last = Math.min(rows.length, Math.ceil((top + view.clientHeight) / ROW) + 4);
     canvas.replaceChildren(...rows.slice(first, last).map((node, i) => drawRow(node, first + i, best)));
   }
   function reveal(id) {
@@ -336,7 +338,7 @@
     $("play").textContent = playing ? "❚❚" : "▶";
     $("play").setAttribute("aria-label", playing ? "Pause" : "Play");
     if (!playing) return;
-    if (tree.at >= events.length) moveTo(1);
+    if (tree.at >= events.length) { view.scrollTop = 0; moveTo(1); }
     restart();
     requestAnimationFrame(frame);
   }

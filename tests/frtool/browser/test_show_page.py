@@ -134,6 +134,14 @@ def test_keys_walk_the_tree_and_the_moments(browser, shown):
     assert moments == [nodes[-1], nodes[-2], nodes[-1]]
 
 
+def test_page_opens_at_its_best_path_and_shrinks_without_a_gap(browser, page_of):
+    nodes = [NodeAdded(f"0.{i}", f"step {i}", 5, -1.0, 0.5, i / 300, "end", str(i)) for i in range(300)]
+    browser.open(page_of([RunStarted("long", {}, {}, 3), *nodes, Ended("finished", "0.299", "299", 0.9, nodes=300)]))
+    assert browser.texts(".row.best .words")[-1] == "step 299"
+    move(browser, 150)
+    assert len(browser.texts("#canvas .row")) > 10
+
+
 def test_playing_grows_the_tree_to_its_end(browser, shown):
     browser.run("document.getElementById('speed').value = '64'")
     browser.click("#play")
