@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from frtool.errors import UsageError
+
 from .show import print_text, warn
 
 if TYPE_CHECKING:
@@ -15,15 +17,24 @@ if TYPE_CHECKING:
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A trace.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another trace.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="A trace, or a folder of `frtool eval`.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another of the same kind.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
-    """Compare two recorded searches: answers, cost, memory, and the first step in which their trees differ."""
+    """Compare two recorded searches: answers, cost, memory, and the first step in which their trees differ.
+
+    Or two evaluations, problem by problem.
+    """
     from frtool.export.recorded import read_search
     from frtool.replay.difference import compare_trees
+    from frtool.replay.evaluations import results_file
     from frtool.view.safe import safe_json
 
+    results = [results_file(path) for path in (a, b)]
+    if results[0] is not None and results[1] is not None:
+        return _compare_evaluations(results[0], results[1], json)
+    if results[0] is not None or results[1] is not None:
+        raise UsageError(f"{a if results[0] else b} is an evaluation, {b if results[0] else a} is none")
     one, other = read_search(a), read_search(b)
     comparison = compare_trees(one.events, other.events)
     if json:
@@ -61,6 +72,33 @@ def config_differences(a: RecordedSearch, b: RecordedSearch) -> dict[str, list[A
     one, other = a.run.config | {"prompt": a.run.prompt}, b.run.config | {"prompt": b.run.prompt}
     keys = dict.fromkeys([*one, *other])
     return {key: [one.get(key), other.get(key)] for key in keys if one.get(key) != other.get(key)}
+
+
+def _compare_evaluations(a: Path, b: Path, json: bool) -> int:
+    from dataclasses import asdict
+
+    from frtool.replay.evaluations import pair, read_results
+    from frtool.view.safe import safe_json
+
+    from .table import table
+
+    cells = list(pair(read_results(a), read_results(b)))
+    if json:
+        record = {"a": str(a), "b": str(b), "cells": [asdict(cell) for cell in cells]}
+        print_text(safe_json(record, indent=2) + "\n")
+        return 0
+    rows: list[tuple[str, ...]] = [("task", "algorithm", "budget", "pairs", "A", "B", "A alone", "B alone", "p")]
+    for cell in cells:
+        right = [_percent(cell.accuracy_a), _percent(cell.accuracy_b)]
+        alone = [f"{cell.only_a:,}", f"{cell.only_b:,}"] if cell.paired else ["-", "-"]
+        p = "-" if cell.p_value is None else f"{cell.p_value:.2g}"
+        rows.append((cell.task, cell.algorithm, _plain(cell.budget), f"{cell.paired:,}", *right, *alone, p))
+    print_text(table(rows) + "p: exact sign test that both are right equally often\n")
+    return 0
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def _report(a: RecordedSearch, b: RecordedSearch, comparison: Comparison) -> str:

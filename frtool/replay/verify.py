@@ -8,14 +8,14 @@ from typing import Any
 
 from frtool.config import SearchConfig
 from frtool.errors import FrtoolError, UsageError
-from frtool.export.recorded import RecordedSearch
+from frtool.export.recorded import UNFINISHED, RecordedSearch
 from frtool.search.events import Ended, Event, NodeAdded
 from frtool.trace import TraceError
 
 from .difference import THE_END, Comparison, Difference, added, compare_trees, difference_of
 
-REPEATABLE = {"solved", "tokens", "nodes", "steps", "exhausted", "finished"}
-"""Ends that come at the same node each time. A clock, a key or a full memory ends a search anywhere."""
+CHANCE = {"seconds", "interrupted", "memory", UNFINISHED}
+"""Ends that may come anywhere: by a clock, a key, a full memory or a cut file. Any other comes at the same node."""
 _ENDS = ("reason", "best", "answer", "votes", "verified", "policy_tokens", "scorer_tokens", "nodes", "terminals")
 _SURROUNDINGS = ("name", "parameters", "dtype", "device", "attention", "scorer", "verifier", "torch")
 
@@ -29,6 +29,11 @@ class Verification:
     comparison: Comparison
     whole: bool
     surroundings: dict[str, tuple[Any, Any]]
+
+
+def is_repeatable(search: RecordedSearch) -> bool:
+    """Whether a second run ends where this one did."""
+    return search.ended.reason not in CHANCE and not search.ended.reason.startswith("failed")
 
 
 def recorded_config(search: RecordedSearch, *, device: str | None, trust_remote_code: bool) -> SearchConfig:
@@ -47,7 +52,7 @@ def recorded_config(search: RecordedSearch, *, device: str | None, trust_remote_
         )
     try:
         config = SearchConfig(**settings)
-        if search.ended.reason not in REPEATABLE:
+        if not is_repeatable(search):
             config = replace(config, seconds=None, tokens=config.tokens or 1 << 60)
         return replace(config, device=device or config.device).resolved()
     except (TypeError, ValueError, AttributeError) as error:
@@ -68,7 +73,7 @@ def verify(
     from frtool.session import Session
 
     expected = added(search.events)
-    whole = search.complete and search.ended.reason in REPEATABLE
+    whole = is_repeatable(search)
     session = Session.open(config, on_progress=on_progress)
     events: list[Event] = []
     met = 0
