@@ -1,10 +1,9 @@
 """A tree of branches to the work items of one kernel launch.
 
-Queries are numbered depth first and cut into groups of a few rows; groups are cut into tiles. Blocks that several
-groups of a tile share go to wide items, a tile and a list of blocks; all others to lanes, in which groups follow one
-another in rounds of a fixed number of keys. A cost rule decides tile by tile which blocks are worth a wide item, and
-for the whole whether wide items pay at all; wide items are split, and lanes are cut, to fill the machine. Everything is
-numpy over nodes, tiles, groups and blocks; no work grows with tokens.
+Queries are numbered depth first and cut into groups of a few rows; groups are cut into tiles. A narrow item streams
+the blocks of one group; a wide item takes blocks that several groups of one tile share. A cost rule decides tile by
+tile which blocks are worth a wide item, and for the whole whether wide items pay at all; long streams are split until
+they fill the machine. Everything is numpy over nodes, tiles, groups and blocks; no work grows with tokens.
 """
 
 from __future__ import annotations
@@ -15,11 +14,10 @@ import numpy as np
 
 from .plan import TreePlan
 
-LANE, WIDE = 1, 2
+NARROW, WIDE = 1, 2
 ITEM_FIELDS = 32
-"""A wide item: its kind, first entry, full keys, keys, first group, groups, owners lo and hi; then for up to eight
-groups the slot of its partial result, the group's first slot, its number of parts. A lane: kind, first round, 0,
-rounds, first piece, pieces. A piece, what one lane reads for one group, is recorded like a wide item of one group."""
+"""kind, first entry, full keys, keys, first group, groups, owners lo and hi; then for up to eight groups: the slot of
+the item's partial result, the group's first slot, its number of parts."""
 _SLOT, _FIRST_SLOT, _PARTS = 8, 16, 24
 
 
@@ -28,11 +26,11 @@ class TileShape:
     """What the kernel takes at once."""
 
     group_queries: int
-    """Query tokens of a group."""
+    """Query tokens of a group, the rows of a narrow tile."""
     tile_groups: int
     """Groups of a wide tile, at most eight; 0: the kernel has no wide tiles."""
     wide_keys: int
-    lane_keys: int
+    narrow_keys: int
     """Keys of a round."""
     entry: int
     """Tokens of an entry: a divisor of the block size, at most the keys of a round."""
@@ -44,43 +42,35 @@ class CostRule:
 
     multiprocessors: int
     scale: float = 1.0
-    lane_key: float = 0.014
-    """A key that a lane reads for one group."""
-    wide_key: float = 0.018
+    narrow_key: float = 0.014
+    """A key that a narrow item reads for one group."""
+    wide_key: float = 0.03
     """A key of a wide tile that all its owners see."""
-    masked_key: float = 0.028
+    masked_key: float = 0.04
     """A key of a wide tile that needs a mask."""
-    item: float = 4.0
-    """What a wide item costs whatever it reads."""
-    lane: float = 3.0
-    """What a lane costs whatever it reads."""
-    piece: float = 0.5
-    """A partial result of a group: computed, written and read."""
+    item: float = 3.0
+    """What an item costs whatever it reads."""
+    piece: float = 0.3
+    """A partial result of a group: written and read."""
     merge: float = 0.2
     wide_merge: float = 0.85
     """A part of a group, or of a wide tile, that is merged at the end while nothing else is left to run."""
     own_run: int = 128
     """Keys that a part of a tile must share to get a wide item of their own."""
-    lanes: float = 1.0
-    """Lanes for every program that the machine runs at once."""
     wide_items: int | None = None
-    """Split each wide stream into at most so many items; None: as many as finish first."""
+    narrow_items: int | None = None
+    """Split each stream into at most so many items; None: as many as finish first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """T query tokens, E entries (reads of a block, or of a part of one), I items, P pieces, R rounds. All int32."""
+    """T query tokens, E entries (reads of a block, or of a part of one), I items. All int32."""
 
     items: np.ndarray
     """`[I, ITEM_FIELDS]`, in launch order."""
-    pieces: np.ndarray
-    """`[P, ITEM_FIELDS]`."""
-    rounds: np.ndarray
-    """`[R, 2]`: the round's group; twice its piece, plus 1 in the piece's last round."""
     entry_block: np.ndarray
     entry_base: np.ndarray
-    """`[E]`: which entry of the pool; branch position of its first token. A lane's round r has the `lane_keys // entry`
-    entries from r * that; wide items' entries follow after the last round's."""
+    """`[E]`: which entry of the pool; branch position of its first token."""
     entry_meta: np.ndarray
     """`[E]`: first owner in the tile | owners << 8 | tokens that hold a key << 16."""
     query_token: np.ndarray
@@ -158,39 +148,38 @@ def schedule_tree(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule) 
     covers = (lo == tile * tile_queries) & (hi == np.minimum((tile + 1) * tile_queries, total))
 
     wide = _choose_wide(tile, group_hi - group_lo, covers, entries * size, num_groups, heads, shape, rule)
-    lanes, pieces, rounds, items = np.zeros((3, 0), np.int64), np.zeros((2, 0), np.int64), None, None
-    listed = []
-    offset = 0
+    streams = []
+    if wide.any():
+        streams.append(
+            _wide_streams(
+                *(a[wide] for a in (node, tile, lo, hi, group_lo, group_hi, entries, covers)),
+                node_seen, node_start, size, shape.group_queries, rule,
+            )
+        )  # fmt: skip
     if not wide.all():
         narrow = np.flatnonzero(~wide)
-        stream = _lane_streams(*(a[narrow] for a in (node, entries, group_lo, group_hi)))
-        each = max(shape.lane_keys // size, 1)
-        length = _ceil(np.add.reduceat(stream.entries, stream.starts), each)  # rounds of each group
-        lanes, pieces, rounds = _cut_lanes(length, stream.group_lo, heads, shape, rule)
-        listed.append((stream, (np.cumsum(length) - length) * each))
-        offset = int(length.sum()) * each
-    if wide.any():
-        stream = _wide_streams(
-            *(a[wide] for a in (node, tile, lo, hi, group_lo, group_hi, entries, covers)),
-            node_seen, node_start, size, shape.group_queries, rule,
-        )  # fmt: skip
-        count = np.add.reduceat(stream.entries, stream.starts)
-        starts = offset + np.cumsum(count) - count
-        items = _split(stream, count, starts, size, heads, shape, rule)
-        listed.append((stream, starts))
-        offset += int(count.sum())
+        streams.append(_narrow_streams(*(a[narrow] for a in (node, entries, group_lo, group_hi))))
+    kinds = [WIDE] * bool(wide.any()) + [NARROW] * (not wide.all())
 
-    block, base, meta = (np.zeros(offset, np.int32) for _ in range(3))  # what is left out is owned by nobody
-    for stream, starts in listed:
-        _list_entries(
-            stream, starts, tree.tables, order[tree.node_lo], node_start, node_end, query_lo, query_hi,
-            shape.group_queries, size, split, (block, base, meta),
-        )  # fmt: skip
-    records, piece_records, num_slots = _record(items, lanes, pieces, num_groups, heads, rule)
+    lists, items, offset = [], [], 0
+    for kind, stream in zip(kinds, streams, strict=True):
+        count = np.add.reduceat(stream.entries, stream.starts)
+        items.append(_split(kind, stream, count, offset, size, heads, shape, rule))
+        lists.append((stream.node, stream.entries, _owners(stream, query_lo, query_hi, shape.group_queries)))
+        offset += int(count.sum())
+    pair_node, pair_entries, pair_owners = (np.concatenate(a) for a in zip(*lists, strict=True))
+    which = np.repeat(np.arange(len(pair_node)), pair_entries)
+    of_node = pair_node[which]
+    index = node_start[of_node] + _within(pair_entries)
+    row = order[tree.node_lo][of_node]
+    block = tree.tables[row, index] if split == 1 else tree.tables[row, index // split] * split + index % split
+    base = index * size
+    meta = pair_owners[which] | np.minimum(node_end[of_node] - base, size) << 16
+
+    records, num_slots = _record(_launch_order(items, heads, rule), num_groups)
     return Schedule(
-        records, piece_records, np.zeros((0, 2), np.int32) if rounds is None else rounds, block, base, meta,
-        query_token.astype(np.int32), query_pos.astype(np.int32), num_groups, num_slots,
-    )  # fmt: skip
+        *(a.astype(np.int32) for a in (records, block, base, meta, query_token, query_pos)), num_groups, num_slots
+    )
 
 
 def _choose_wide(
@@ -203,7 +192,7 @@ def _choose_wide(
     if shape.tile_groups < 2 or num_groups < 2:
         return none
     work = keys * rule.scale
-    narrow_time = reach * work * rule.lane_key
+    narrow_time = reach * work * rule.narrow_key
     wide_time = work * np.where(covers | (keys >= rule.own_run), rule.wide_key, rule.masked_key)
     gain = narrow_time - wide_time
     gains = gain > 0
@@ -211,24 +200,25 @@ def _choose_wide(
     groups = np.minimum(num_groups - np.arange(tiles) * shape.tile_groups, shape.tile_groups)
     mixed = np.bincount(tile, np.maximum(gain, 0), tiles) - rule.item - groups * rule.piece
     every = np.bincount(tile, np.where(gains, gain, narrow_time - work * rule.masked_key), tiles)
-    every += groups * rule.piece - rule.item
+    every += (groups - 1) * rule.item
     all_wide = every > np.maximum(mixed, 0)
     wide = (all_wide | (mixed > 0))[tile] & (all_wide[tile] | gains)
     if not wide.any():
         return none
 
-    programs = 2 * rule.multiprocessors
+    # Both ways end to end: all the work shared out, or if that takes longer, the longest chain of one tile's parts.
     per_tile = np.bincount(tile, np.where(wide, wide_time, 0), tiles)
-    longest, running = per_tile.max(), int(np.count_nonzero(per_tile))
+    left = narrow_time[~wide].sum()
     pieces = np.arange(1, 33)
-    waves = _ceil(pieces * running * heads, rule.multiprocessors)
-    chain = (waves * (longest / pieces + rule.item) + (pieces + 1) * rule.wide_merge).min()
-    both = (per_tile.sum() + narrow_time[~wide].sum()) * heads / rule.multiprocessors
-    alone = narrow_time.sum() * heads / rule.multiprocessors + rule.lane + programs / (heads * num_groups) * rule.merge
-    return none if alone < max(chain, both) else wide
+    waves = _ceil(pieces * np.count_nonzero(per_tile) * heads, rule.multiprocessors)
+    chain = waves * per_tile.max() / pieces + 2 * rule.item + (pieces + (left > 0)) * rule.wide_merge
+    items = num_groups * heads / (2 * rule.multiprocessors)
+    together = (per_tile.sum() + left) * heads / rule.multiprocessors + (left > 0) * items * rule.item
+    alone = narrow_time.sum() * heads / rule.multiprocessors + max(items, 1) * rule.item + rule.merge / min(items, 1)
+    return none if alone < max(chain.min(), together) else wide
 
 
-def _lane_streams(node: np.ndarray, entries: np.ndarray, group_lo: np.ndarray, group_hi: np.ndarray) -> _Streams:
+def _narrow_streams(node: np.ndarray, entries: np.ndarray, group_lo: np.ndarray, group_hi: np.ndarray) -> _Streams:
     """One stream a group."""
     reach = group_hi - group_lo
     pair = np.repeat(np.arange(len(node)), reach)
@@ -276,31 +266,37 @@ def _full_entries(stream: _Streams) -> np.ndarray:
     return before[first] - before[stream.starts] + np.where(first < ends, np.append(stream.full, 0)[first], 0)
 
 
+def _owners(stream: _Streams, query_lo: np.ndarray, query_hi: np.ndarray, group_queries: int) -> np.ndarray:
+    """Per pair: the first of the stream's queries that owns the node's entries | how many do << 8."""
+    pairs = np.diff(np.append(stream.starts, len(stream.node)))
+    origin = np.repeat(stream.group_lo, pairs) * group_queries
+    width = np.repeat(stream.group_hi - stream.group_lo, pairs) * group_queries
+    first = np.maximum(query_lo[stream.node] - origin, 0)
+    return first | (np.minimum(query_hi[stream.node] - origin, width) - first) << 8
+
+
 def _split(
-    stream: _Streams, count: np.ndarray, starts: np.ndarray, size: int, heads: int, shape: TileShape, rule: CostRule
-) -> np.ndarray:
-    """int64 `[items, 8]`: the first fields of wide items, the streams cut into whole rounds."""
-    align = max(shape.wide_keys // size, 1)
-    if rule.wide_items is None:
-        longest = int(count.max())
-        pieces = np.unique(np.minimum([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32], -(-longest // align)))
-        chunks = _ceil(_ceil(np.array(longest), pieces), align) * align
-        number = _ceil(count, chunks[:, None]).sum(axis=1)
-        work = number * rule.item + count.sum() * size * rule.scale * rule.wide_key
-        longest_item = chunks * size * rule.scale * rule.wide_key + rule.item
-        finish = _ceil(number * heads, rule.multiprocessors) * work / number + longest_item - work / number
-        chunk = _ceil(count, _ceil(count, chunks[int(np.argmin(finish + pieces * rule.wide_merge))]))
+    kind: int, stream: _Streams, count: np.ndarray, offset: int, size: int, heads: int, shape: TileShape,
+    rule: CostRule,
+) -> np.ndarray:  # fmt: skip
+    """int64 `[items, 8]`: the first fields of the streams' items, cut into whole rounds. `offset`: entries before."""
+    wide = kind == WIDE
+    keys = shape.wide_keys if wide else shape.narrow_keys
+    align = max(keys // size, 1)
+    most = rule.wide_items if wide else rule.narrow_items
+    if most is None:
+        chunk = (_wide_chunk if wide else _narrow_chunk)(count, align, size * rule.scale, heads, rule)
     else:
-        chunk = _ceil(count, rule.wide_items)
+        chunk = _ceil(count, most)
     chunk = np.maximum(_ceil(chunk, align) * align, 1)
     number = _ceil(count, chunk)
     of = np.repeat(np.arange(len(count)), number)
     begin = _within(number) * chunk[of]
     length = np.minimum(count[of] - begin, chunk[of])
     items = np.empty((len(of), 8), np.int64)
-    items[:, 0] = WIDE
-    items[:, 1] = starts[of] + begin
-    items[:, 2] = np.clip(_full_entries(stream)[of] - begin, 0, length) * size // shape.wide_keys * shape.wide_keys
+    items[:, 0] = kind
+    items[:, 1] = offset + (np.cumsum(count) - count)[of] + begin
+    items[:, 2] = np.clip(_full_entries(stream)[of] - begin, 0, length) * size // keys * keys if wide else 0
     items[:, 3] = length * size
     items[:, 4] = stream.group_lo[of]
     items[:, 5] = (stream.group_hi - stream.group_lo)[of]
@@ -309,106 +305,61 @@ def _split(
     return items
 
 
-_MOST_ROUNDS = 100
-"""Of a lane: it counts its pieces in one go, a thread each."""
+_PIECES = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96])
 
 
-def _cut_lanes(
-    length: np.ndarray, group: np.ndarray, heads: int, shape: TileShape, rule: CostRule
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut the groups' rounds, one after the other, into lanes of about equal length, where possible between groups.
-
-    Returns lanes `[3, n]` (first round, first piece, pieces) with a closing column, pieces `[2, P]` (group, lane) and
-    `Schedule.rounds`.
-    """
-    begin = np.cumsum(length) - length
-    total = int(length.sum())
-    number = int(2 * rule.multiprocessors * rule.lanes) // heads
-    # More lanes than this and the merges of their parts take longer than the rounds that they save.
-    round_time = shape.lane_keys * rule.scale * rule.lane_key * heads / rule.multiprocessors
-    worth = int(max((total * round_time * len(length) / rule.merge) ** 0.5, len(length)))
-    number = min(max(min(number, worth), -(-total // _MOST_ROUNDS), 1), total)
-    cuts = np.arange(number) * total // number
-    nearest = np.minimum(np.searchsorted(begin, cuts), len(begin) - 1)
-    for side in (nearest, np.maximum(nearest - 1, 0)):
-        cuts = np.where(np.abs(begin[side] - cuts) * 4 * number <= total, begin[side], cuts)
-    cuts = np.unique(cuts)
-    bounds = np.union1d(begin, cuts)
-    piece_length = np.diff(np.append(bounds, total))
-    of_group = group[np.searchsorted(begin, bounds, side="right") - 1]
-    of_lane = np.searchsorted(cuts, bounds, side="right") - 1
-    pieces_of = np.bincount(of_lane, minlength=len(cuts))
-    lanes = np.stack([np.append(cuts, total), np.append(0, np.cumsum(pieces_of)), np.append(pieces_of, 0)])
-    rounds = np.empty((total, 2), np.int32)
-    rounds[:, 0] = np.repeat(of_group, piece_length)
-    rounds[:, 1] = np.repeat(np.arange(len(bounds)) * 2, piece_length)
-    rounds[np.cumsum(piece_length) - 1, 1] += 1
-    return lanes, np.stack([of_group, of_lane]), rounds
+def _chunks(count: np.ndarray, align: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Candidates: into how many pieces the longest stream is cut, entries a piece, items of all streams."""
+    longest = int(count.max())
+    pieces = np.unique(np.minimum(_PIECES, -(-longest // align)))
+    chunks = _ceil(_ceil(np.array(longest), pieces), align) * align
+    return pieces, chunks, _ceil(count, chunks[:, None]).sum(axis=1)
 
 
-def _list_entries(
-    stream: _Streams, starts: np.ndarray, tables: np.ndarray, owner: np.ndarray, node_start: np.ndarray,
-    node_end: np.ndarray, query_lo: np.ndarray, query_hi: np.ndarray, group_queries: int, size: int, split: int,
-    out: tuple[np.ndarray, np.ndarray, np.ndarray],
-) -> None:  # fmt: skip
-    """Write each stream's entries from its place in `starts` on. `owner`: per node, a branch that holds its blocks."""
-    node, count = stream.node, stream.entries
-    pairs = np.diff(np.append(stream.starts, len(node)))
-    before = np.cumsum(count) - count
-    place = before + np.repeat(starts - before[stream.starts], pairs)
-    origin = np.repeat(stream.group_lo, pairs) * group_queries
-    width = np.repeat(stream.group_hi - stream.group_lo, pairs) * group_queries
-    first = np.maximum(query_lo[node] - origin, 0)
-    owners = np.minimum(query_hi[node] - origin, width) - first
-    within = _within(count)
-    at = np.repeat(place, count) + within
-    index = np.repeat(node_start[node], count) + within
-    row = np.repeat(owner[node], count)
-    base = index * size
-    block = tables[row, index] if split == 1 else tables[row, index // split] * split + index % split
-    held = np.minimum(np.repeat(node_end[node], count) - base, size)
-    out[0][at], out[1][at] = block, base
-    out[2][at] = np.repeat(first | owners << 8, count) | held << 16
+def _wide_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: CostRule) -> np.ndarray:
+    """Entries an item, for each wide stream: what finishes first with one program to a multiprocessor."""
+    pieces, chunks, number = _chunks(count, align)
+    mean = rule.item + count.sum() * size * rule.wide_key / number
+    longest = rule.item + chunks * size * rule.wide_key
+    finish = _ceil(number * heads, rule.multiprocessors) * mean + longest - mean + pieces * rule.wide_merge
+    return _ceil(count, _ceil(count, chunks[int(np.argmin(finish))]))
 
 
-def _record(
-    wide: np.ndarray | None, lanes: np.ndarray, pieces: np.ndarray, num_groups: int, heads: int, rule: CostRule
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """`Schedule.items`, `Schedule.pieces` and the number of slots: where each part of a group is left."""
-    num_wide = 0 if wide is None else len(wide)
-    records = np.zeros((num_wide + max(lanes.shape[1] - 1, 0), ITEM_FIELDS), np.int32)
-    piece_records = np.zeros((pieces.shape[1], ITEM_FIELDS), np.int32)
-    groups = np.zeros(0, np.int64)
-    if wide is not None:
-        records[:num_wide, :8] = wide
-        groups = wide[:, 5]
-    item, place = np.repeat(np.arange(num_wide), groups), _within(groups)
-    of_group = np.concatenate([records[item, 4] + place, pieces[0]])
+def _narrow_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: CostRule) -> np.ndarray:
+    """Entries an item, for each narrow stream: what finishes first with two programs to a multiprocessor."""
+    pieces, chunks, number = _chunks(count, align)
+    programs = number * heads
+    work = (count.sum() * size * rule.narrow_key + number * rule.item) * heads / rule.multiprocessors
+    crowd = np.clip(programs / rule.multiprocessors, 1, 2)
+    waves = _ceil(programs, 2 * rule.multiprocessors)
+    chain = waves * (chunks * size * rule.narrow_key * crowd + rule.item)
+    finish = np.maximum(work, chain) + pieces * rule.merge
+    return _ceil(count, _ceil(count, chunks[int(np.argmin(finish))]))
+
+
+def _record(items: np.ndarray, num_groups: int) -> tuple[np.ndarray, int]:
+    """`Schedule.items` and the number of slots: where each item leaves its part of each of its groups."""
+    records = np.zeros((len(items), ITEM_FIELDS), np.int64)
+    records[:, :8] = items
+    groups = items[:, 5]
+    item, place = np.repeat(np.arange(len(items)), groups), _within(groups)
+    of_group = items[item, 4] + place
     parts = np.bincount(of_group, minlength=num_groups)
-    slot = np.empty(len(of_group), np.int64)
-    slot[np.argsort(of_group, kind="stable")] = np.arange(len(of_group))
-    fields = np.stack([slot, (np.cumsum(parts) - parts)[of_group], parts[of_group]])
-    for field, values in zip((_SLOT, _FIRST_SLOT, _PARTS), fields, strict=True):
-        records[item, field + place] = values[: len(item)]
-        piece_records[:, field] = values[len(item) :]
-    piece_records[:, 4], piece_records[:, 5] = pieces[0], 1
-    if lanes.shape[1]:
-        first, piece, count = lanes
-        lane = records[num_wide:]
-        lane[:, 0], lane[:, 1], lane[:, 3] = LANE, first[:-1], np.diff(first)
-        lane[:, 4], lane[:, 5] = piece[:-1], count[:-1]
-    return records[_launch_order(records[:num_wide, 3], records[num_wide:, 3], heads, rule)], piece_records, len(slot)
+    by_group = np.argsort(of_group, kind="stable")
+    records[item[by_group], _SLOT + place[by_group]] = np.arange(len(item))
+    records[item, _FIRST_SLOT + place] = (np.cumsum(parts) - parts)[of_group]
+    records[item, _PARTS + place] = parts[of_group]
+    return records, len(item)
 
 
-def _launch_order(wide: np.ndarray, lanes: np.ndarray, heads: int, rule: CostRule) -> np.ndarray:
-    """Items in launch order; `wide` and `lanes` say how much each reads. A first wave of wide items takes a place on
-    every multiprocessor; after it the two kinds alternate, so that tensor-bound and memory-bound work run side by side
-    to the end."""
-    by_size = np.argsort(-wide, kind="stable")
-    if not len(lanes) or not len(wide):
-        return by_size if len(wide) else np.arange(len(lanes))
+def _launch_order(kinds: list[np.ndarray], heads: int, rule: CostRule) -> np.ndarray:
+    """All items, long ones first. A first wave of wide items takes a place on every multiprocessor; after it wide and
+    narrow ones alternate so that tensor-bound and memory-bound work run side by side to the end."""
+    ranked = [items[np.argsort(-items[:, 3], kind="stable")] for items in kinds]
+    if len(ranked) == 1:
+        return ranked[0]
+    wide, narrow = ranked
     wave = max(rule.multiprocessors // heads, 1)
-    later = by_size[wave:]
-    progress = np.concatenate([np.cumsum(wide[later]) / max(wide[later].sum(), 1), np.cumsum(lanes) / lanes.sum()])
-    rest = np.concatenate([later, len(wide) + np.arange(len(lanes))])
-    return np.concatenate([by_size[:wave], rest[np.argsort(progress, kind="stable")]])
+    progress = [np.cumsum(items[:, 3]) / items[:, 3].sum() for items in (wide[wave:], narrow) if len(items)]
+    rest = np.concatenate([wide[wave:], narrow])
+    return np.concatenate([wide[:wave], rest[np.argsort(np.concatenate(progress), kind="stable")]])

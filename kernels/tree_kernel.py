@@ -1,14 +1,13 @@
 """The jit kernel of tree attention: one launch that attends, splits and merges. `reference` defines the numbers.
 
-A program takes one work item (see `schedule`) for one kv head. A wide item is a tile of many query rows and the KV
-blocks that they share, taken at tensor-core rate. A lane is a list of rounds: every round reads some private blocks
-of one small group of rows, and K and V stream on from one group to the next. Both kinds run side by side.
-Rows whose keys are spread over several items leave normalised partial results with a base-2 log-sum-exp, and the last
-item to arrive merges them in the order of their slots, so results do not depend on who was last. Arrival counters
-return to zero.
+A program takes one work item (see `schedule`) for one kv head. An item is a tile of query rows and a list of KV
+entries, each with the queries that own it. Wide tiles take entries that many queries share, at tensor-core rate;
+narrow tiles stream private ones at memory rate; both run side by side. Rows whose keys are spread over several items
+leave normalised partial results with a base-2 log-sum-exp, and the last item to arrive merges them in the order of
+their slots, so results do not depend on who was last. Arrival counters return to zero.
 
-Row r of a tile is query r // GROUP_PAD, head r % GROUP_PAD of the kv head's group. Blocks are read in entries of ENTRY
-tokens. All addresses are int64.
+Row r of a tile is query r // GROUP_PAD, head r % GROUP_PAD of the kv head's group. An entry is a block, or a part of
+one: ENTRY tokens. All addresses are int64.
 """
 
 from __future__ import annotations
@@ -17,14 +16,13 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-# An item: kind, first entry or round, full keys, keys or rounds, first group, groups, owners lo and hi, then for up to
-# eight groups the slot of its partial result, the group's first slot, its number of parts. One cache line. The pieces
-# of a lane, one for each group that it takes part in, are recorded alike.
+# kind, first entry, full keys, keys, first group, groups, owners lo and hi, then for up to eight groups: the slot of
+# this item's partial result, the group's first slot, its number of parts. One cache line.
 ITEM_FIELDS = tl.constexpr(32)
 SLOT = tl.constexpr(8)
 FIRST_SLOT = tl.constexpr(16)
 PARTS = tl.constexpr(24)
-LANE = tl.constexpr(1)
+NARROW = tl.constexpr(1)
 WIDE = tl.constexpr(2)
 
 
@@ -45,12 +43,13 @@ def _rounds(
     q_tile, acc, high, total, k_head, v_head, entry_block, entry_base, entry_meta, first, start, stop,
     local, position, oldest, scale, softcap, window,
     TOKEN: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ENTRY: tl.constexpr, KEYS: tl.constexpr,
-    STAGES: tl.constexpr, MASKED: tl.constexpr, SETTLE: tl.constexpr,
+    STAGES: tl.constexpr, MASKED: tl.constexpr, LATE_SUM: tl.constexpr, SETTLE: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over keys `start` to `stop` of the item's entries, KEYS a round.
 
-    acc [ROWS, D_PAD], high [ROWS] the maximum of the base-2 logits, total [ROWS] the sum of weights. Returns the three.
+    acc [ROWS, D_PAD], high [ROWS] the maximum of the base-2 logits, total the sum of weights: [ROWS], or with LATE_SUM
+    [ROWS, KEYS], to be summed after the last round. Returns the three.
     """
     keys = tl.arange(0, KEYS)
     dims = tl.arange(0, D_PAD)
@@ -109,7 +108,10 @@ def _rounds(
             pivot = top
         p = tl.exp2(s * slope - pivot[:, None])
         decay = tl.exp2(high - pivot)
-        total = total * decay + tl.sum(p, 1)
+        if LATE_SUM:  # noqa: SIM108
+            total = total * decay[:, None] + p
+        else:
+            total = total * decay + tl.sum(p, 1)
         acc *= decay[:, None]
         if MASKED:
             v_tile = tl.load(v_head + place, mask=key_mask, other=0.0)
@@ -169,15 +171,15 @@ def _leave(
 
 
 @triton.jit
-def _wide(
+def _tile(
     q, k_cache, v_cache, record, entry_block, entry_base, entry_meta, query_token, query_pos, head,
     q_stride_t, q_stride_h, scale, softcap, window,
     HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     ENTRY: tl.constexpr, GROUP_ROWS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr,
-    EDGE_KEYS: tl.constexpr, EDGE_STAGES: tl.constexpr, SETTLE: tl.constexpr,
+    EDGE_KEYS: tl.constexpr, EDGE_STAGES: tl.constexpr, IS_WIDE: tl.constexpr, SETTLE: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
 ):  # fmt: skip
-    """Attend a wide item's ROWS query rows to its keys. Returns acc, high, total as `_rounds` does."""
+    """Attend an item's ROWS query rows to its keys. Returns acc [ROWS, D_PAD], high and total [ROWS]."""
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, D_PAD)
     local = rows // GROUP_PAD
@@ -193,13 +195,13 @@ def _wide(
     high = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     full = 0
-    if not HAS_WINDOW:
+    if IS_WIDE and not HAS_WINDOW:
         # Keys that all owners see in full come first and need no mask.
         full = tl.load(record + 2)
         acc, high, total = _rounds(
             q_tile, acc, high, total, k_head, v_head, entry_block, entry_base, entry_meta, first, 0, full,
             local, local, 0, scale, softcap, window, HEADS * D, D, D_PAD, ENTRY, KEYS, STAGES,
-            False, SETTLE, False, HAS_SOFTCAP,
+            False, False, SETTLE, False, HAS_SOFTCAP,
         )  # fmt: skip
         owner = (local >= tl.load(record + 6)) & (local < tl.load(record + 7))
         acc = tl.where(owner[:, None], acc, 0.0)
@@ -210,12 +212,21 @@ def _wide(
     oldest = 0
     if HAS_WINDOW:
         oldest = tl.min(tl.where(live, position, 2147483647), 0) - window
-    if full < stop:
-        acc, high, total = _rounds(
-            q_tile, acc, high, total, k_head, v_head, entry_block, entry_base, entry_meta, first, full, stop,
-            local, position, oldest, scale, softcap, window, HEADS * D, D, D_PAD, ENTRY, EDGE_KEYS, EDGE_STAGES,
-            True, SETTLE, HAS_WINDOW, HAS_SOFTCAP,
+    if IS_WIDE:
+        if full < stop:
+            acc, high, total = _rounds(
+                q_tile, acc, high, total, k_head, v_head, entry_block, entry_base, entry_meta, first, full, stop,
+                local, position, oldest, scale, softcap, window, HEADS * D, D, D_PAD, ENTRY, EDGE_KEYS, EDGE_STAGES,
+                True, False, SETTLE, HAS_WINDOW, HAS_SOFTCAP,
+            )  # fmt: skip
+    else:
+        late = tl.zeros([ROWS, KEYS], tl.float32)
+        acc, high, late = _rounds(
+            q_tile, acc, high, late, k_head, v_head, entry_block, entry_base, entry_meta, first, 0, stop,
+            local, position, oldest, scale, softcap, window, HEADS * D, D, D_PAD, ENTRY, KEYS, STAGES,
+            True, True, False, HAS_WINDOW, HAS_SOFTCAP,
         )  # fmt: skip
+        total = tl.sum(late, 1)
     return acc, high, total
 
 
@@ -279,120 +290,14 @@ def _merge(
 
 
 @triton.jit
-def _lane(
-    q, k_cache, v_cache, out, partial, partial_lse, arrivals, sinks, record, pieces, rounds, entry_block, entry_base,
-    entry_meta, query_token, query_pos, head, q_stride_t, q_stride_h, out_stride_t, out_stride_h, scale, softcap,
-    window, HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
-    ENTRY: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr, MERGE_STAGES: tl.constexpr,
-    THREADS: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
-):  # fmt: skip
-    """Attend the groups of a lane, one round of KEYS keys after the other.
-
-    rounds [.., 2]: a round's group, and twice its piece plus 1 in the piece's last round.
-    """
-    rows = tl.arange(0, ROWS)
-    dims = tl.arange(0, D_PAD)
-    keys = tl.arange(0, KEYS)
-    local = rows // GROUP_PAD
-    real = rows % GROUP_PAD < GROUP
-    q_head = q + (head * GROUP + rows % GROUP_PAD)[:, None] * q_stride_h + dims[None, :]
-    k_head = k_cache + head * D + dims[None, :]
-    v_head = v_cache + head * D + dims[None, :]
-    slope = LOG2E if HAS_SOFTCAP else scale * LOG2E
-    offset = keys % ENTRY
-    each = KEYS // ENTRY  # entries a round; keys that they leave over are held by nobody
-    start = tl.load(record + 1)
-    stop = start + tl.load(record + 3)
-    # What a round reads by is fetched one round ahead, and the group that this depends on two rounds.
-    group = tl.load(rounds + start * 2)
-    piece = tl.load(rounds + start * 2 + 1)
-    token = tl.load(query_token + group * (ROWS // GROUP_PAD) + local)
-    position = tl.load(query_pos + group * (ROWS // GROUP_PAD) + local)
-    group = tl.load(rounds + start * 2 + 2)
-    entry = start * each + keys // ENTRY
-    block = tl.load(entry_block + entry)
-    base = tl.load(entry_base + entry)
-    meta = tl.load(entry_meta + entry)
-    acc = tl.zeros([ROWS, D_PAD], tl.float32)
-    high = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS, KEYS], tl.float32)  # summed over keys after a piece's last round
-    for at in tl.range(start, stop, num_stages=STAGES):
-        live = (token >= 0) & real
-        key_pos = base + offset
-        held = (offset < (meta >> 16)) & (keys < each * ENTRY)
-        seen = (local[:, None] - (meta & 255)[None, :]).to(tl.uint32) < ((meta >> 8) & 255).to(tl.uint32)[None, :]
-        seen &= held[None, :] & (key_pos[None, :] <= position[:, None])
-        if HAS_WINDOW:
-            seen &= key_pos[None, :] > position[:, None] - window
-            held &= key_pos > tl.min(tl.where(live, position, 2147483647), 0) - window
-        key_mask = held[:, None] & (dims < D)[None, :]
-        place = block.to(tl.int64)[:, None] * (ENTRY * HEADS * D) + (offset * (HEADS * D))[:, None]
-        q_tile = tl.load(
-            q_head + tl.maximum(token, 0).to(tl.int64)[:, None] * q_stride_t,
-            mask=live[:, None] & (dims < D)[None, :], other=0.0,
-        )  # fmt: skip
-        k_tile = tl.load(k_head + place, mask=key_mask, other=0.0)
-        done = piece
-        piece = tl.load(rounds + at * 2 + 3)
-        token = tl.load(query_token + group * (ROWS // GROUP_PAD) + local)
-        position = tl.load(query_pos + group * (ROWS // GROUP_PAD) + local)
-        group = tl.load(rounds + at * 2 + 4)
-        entry += each
-        block = tl.load(entry_block + entry)
-        base = tl.load(entry_base + entry)
-        meta = tl.load(entry_meta + entry)
-
-        s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
-        if HAS_SOFTCAP:
-            s = _capped(s * scale, softcap)
-        s = tl.where(seen, s, float("-inf"))
-        top = tl.maximum(high, tl.max(s, 1) * slope)
-        pivot = tl.where(top == float("-inf"), 0.0, top)  # a row may have seen nothing yet
-        p = tl.exp2(s * slope - pivot[:, None])
-        decay = tl.exp2(high - pivot)
-        total = total * decay[:, None] + p
-        acc *= decay[:, None]
-        v_tile = tl.load(v_head + place, mask=key_mask, other=0.0)
-        acc = tl.dot(p.to(v_tile.dtype), v_tile, acc, input_precision="ieee")
-        high = top
-
-        last = done % 2 > 0
-        if last:
-            group_record = pieces + done // 2 * ITEM_FIELDS
-            _leave(
-                acc, high, tl.sum(total, 1), out, partial, partial_lse, sinks, group_record, query_token, head,
-                out_stride_t, out_stride_h, HEADS, GROUP, GROUP_PAD, D, D_PAD, ROWS, ROWS, HAS_SINKS,
-            )  # fmt: skip
-        acc = tl.where(last, 0.0, acc)
-        high = tl.where(last, float("-inf"), high)
-        total = tl.where(last, 0.0, total)
-    # Counted and merged only now: a barrier or a loop inside would keep the loop over rounds from being pipelined.
-    first_piece = tl.load(record + 4)
-    count = tl.load(record + 5)
-    lanes = tl.arange(0, THREADS)
-    mine = pieces + (first_piece + lanes) * ITEM_FIELDS
-    group = tl.load(mine + 4, mask=lanes < count, other=0)
-    parts = tl.load(mine + PARTS, mask=lanes < count, other=0)
-    complete = _arrive(arrivals + group * HEADS + head, parts)
-    if tl.sum(complete, 0) > 0:
-        for i in range(0, count):
-            if tl.sum(tl.where(lanes == i, complete, 0), 0) > 0:
-                _merge(
-                    out, partial, partial_lse, sinks, pieces + (first_piece + i) * ITEM_FIELDS, query_token, head, 1,
-                    0, out_stride_t, out_stride_h, HEADS, GROUP, GROUP_PAD, D, D_PAD, ROWS, ROWS, MERGE_STAGES,
-                    HAS_SINKS,
-                )  # fmt: skip
-
-
-@triton.jit
 def tree_attention_kernel(
     q, k_cache, v_cache, out, partial, partial_lse, arrivals, sinks,
-    items, pieces, rounds, entry_block, entry_base, entry_meta, query_token, query_pos,
+    items, entry_block, entry_base, entry_meta, query_token, query_pos,
     q_stride_t, q_stride_h, out_stride_t, out_stride_h, scale, softcap, window,
     HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     ENTRY: tl.constexpr, GROUP_ROWS: tl.constexpr, WIDE_ROWS: tl.constexpr, WIDE_KEYS: tl.constexpr,
-    WIDE_STAGES: tl.constexpr, EDGE_KEYS: tl.constexpr, EDGE_STAGES: tl.constexpr, LANE_KEYS: tl.constexpr,
-    LANE_STAGES: tl.constexpr, MERGE_ROWS: tl.constexpr, MERGE_STAGES: tl.constexpr, THREADS: tl.constexpr,
+    WIDE_STAGES: tl.constexpr, EDGE_KEYS: tl.constexpr, EDGE_STAGES: tl.constexpr, NARROW_KEYS: tl.constexpr,
+    NARROW_STAGES: tl.constexpr, MERGE_ROWS: tl.constexpr, MERGE_STAGES: tl.constexpr, THREADS: tl.constexpr,
     SETTLE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
     """One item for one kv head. q, out [T, Hq, D] by strides; caches [entries, ENTRY, HEADS, D] contiguous;
@@ -402,19 +307,33 @@ def tree_attention_kernel(
     head = program % HEADS
     record = items + program // HEADS * ITEM_FIELDS
     kind = tl.load(record)
-    if kind == LANE:
-        _lane(
-            q, k_cache, v_cache, out, partial, partial_lse, arrivals, sinks, record, pieces, rounds, entry_block,
-            entry_base, entry_meta, query_token, query_pos, head, q_stride_t, q_stride_h, out_stride_t, out_stride_h,
-            scale, softcap, window, HEADS, GROUP, GROUP_PAD, D, D_PAD, ENTRY, GROUP_ROWS, LANE_KEYS, LANE_STAGES,
-            2 * MERGE_STAGES, THREADS, HAS_WINDOW, HAS_SOFTCAP, HAS_SINKS,
+    if kind == NARROW:
+        acc, high, total = _tile(
+            q, k_cache, v_cache, record, entry_block, entry_base, entry_meta, query_token, query_pos, head,
+            q_stride_t, q_stride_h, scale, softcap, window, HEADS, GROUP, GROUP_PAD, D, D_PAD, ENTRY, GROUP_ROWS,
+            GROUP_ROWS, NARROW_KEYS, NARROW_STAGES, 0, 0, False, False, HAS_WINDOW, HAS_SOFTCAP,
         )  # fmt: skip
+        _leave(
+            acc, high, total, out, partial, partial_lse, sinks, record, query_token, head, out_stride_t, out_stride_h,
+            HEADS, GROUP, GROUP_PAD, D, D_PAD, GROUP_ROWS, GROUP_ROWS, HAS_SINKS,
+        )  # fmt: skip
+        parts = tl.load(record + PARTS)
+        if parts > 1:
+            counter = arrivals + tl.load(record + 4) * HEADS + head
+            tl.debug_barrier()  # the partial results of all threads are stored before they are counted
+            before = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
+            if before == parts - 1:
+                tl.store(counter, 0)
+                _merge(
+                    out, partial, partial_lse, sinks, record, query_token, head, 1, 0, out_stride_t, out_stride_h,
+                    HEADS, GROUP, GROUP_PAD, D, D_PAD, GROUP_ROWS, GROUP_ROWS, 2 * MERGE_STAGES, HAS_SINKS,
+                )  # fmt: skip
     if WIDE_ROWS > 0:  # noqa: SIM102
         if kind == WIDE:
-            acc, high, total = _wide(
+            acc, high, total = _tile(
                 q, k_cache, v_cache, record, entry_block, entry_base, entry_meta, query_token, query_pos, head,
                 q_stride_t, q_stride_h, scale, softcap, window, HEADS, GROUP, GROUP_PAD, D, D_PAD, ENTRY, GROUP_ROWS,
-                WIDE_ROWS, WIDE_KEYS, WIDE_STAGES, EDGE_KEYS, EDGE_STAGES, SETTLE, HAS_WINDOW, HAS_SOFTCAP,
+                WIDE_ROWS, WIDE_KEYS, WIDE_STAGES, EDGE_KEYS, EDGE_STAGES, True, SETTLE, HAS_WINDOW, HAS_SOFTCAP,
             )  # fmt: skip
             _leave(
                 acc, high, total, out, partial, partial_lse, sinks, record, query_token, head, out_stride_t,

@@ -15,7 +15,7 @@ from .schedule import ITEM_FIELDS, CostRule, Schedule, TileShape, schedule_tree
 from .tree_kernel import tree_attention_kernel
 from .tuning import FALLBACK, KernelConfig, multiprocessors, padded_head_dim, shipped_config, timed_config
 
-_TABLES = ("items", "pieces", "rounds", "entry_block", "entry_base", "entry_meta", "query_token", "query_pos")
+_TABLES = ("items", "entry_block", "entry_base", "entry_meta", "query_token", "query_pos")
 _MAX_GROUP = 16
 
 
@@ -38,15 +38,15 @@ class _Launch:
         self.entry = _entry_size(allocator.block_size, config)
         self.shape = TileShape(
             config.group_rows // self.group_pad, config.wide_rows // config.group_rows, config.wide_keys,
-            config.lane_keys, self.entry,
+            config.narrow_keys, self.entry,
         )  # fmt: skip
         self._device = allocator.device
         self._dtype = allocator.dtype
         self._width = padded_head_dim(allocator.head_dim)
-        # What the kernel reads past the end: the next rounds' entries, a tile of queries.
-        entries = 2 * max(config.wide_keys, config.lane_keys) // self.entry + 2
+        # What the kernel reads past the end: the next round's entries, a tile of queries.
+        entries = 2 * max(config.wide_keys, config.narrow_keys) // self.entry + 2
         queries = max(config.wide_rows, config.group_rows)
-        self._spare = {"rounds": 4, "query_token": queries, "query_pos": queries}
+        self._spare = {"query_token": queries, "query_pos": queries}
         self._spare |= dict.fromkeys(("entry_block", "entry_base", "entry_meta"), entries)
         self._capacity: dict[str, int] = {}
 
@@ -92,7 +92,7 @@ class _Launch:
 
 def _entry_size(block_size: int, config: KernelConfig) -> int:
     """The largest part of a block that fits a round of every kind."""
-    most = min(config.lane_keys, config.wide_keys, config.edge_keys)
+    most = min(config.narrow_keys, config.wide_keys, config.edge_keys)
     return max(size for size in range(1, most + 1) if block_size % size == 0)
 
 
@@ -189,8 +189,8 @@ def attend_triton(
         HEADS=launch.heads, GROUP=q_heads // launch.heads, GROUP_PAD=launch.group_pad, D=head_dim,
         D_PAD=padded_head_dim(head_dim), ENTRY=launch.entry, GROUP_ROWS=config.group_rows,
         WIDE_ROWS=config.wide_rows, WIDE_KEYS=config.wide_keys, WIDE_STAGES=config.wide_stages,
-        EDGE_KEYS=config.edge_keys, EDGE_STAGES=config.edge_stages, LANE_KEYS=config.lane_keys,
-        LANE_STAGES=config.lane_stages,
+        EDGE_KEYS=config.edge_keys, EDGE_STAGES=config.edge_stages, NARROW_KEYS=config.narrow_keys,
+        NARROW_STAGES=config.narrow_stages,
         MERGE_ROWS=min(config.wide_rows, config.merge_rows), MERGE_STAGES=config.merge_stages,
         THREADS=32 * config.warps, SETTLE=not interpreting(), HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None, HAS_SINKS=sinks is not None,

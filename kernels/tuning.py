@@ -23,10 +23,10 @@ class KernelConfig:
     """Rows of a wide tile; 0 for none."""
     wide_keys: int
     wide_stages: int
-    lane_keys: int
-    lane_stages: int
+    narrow_keys: int
+    narrow_stages: int
     edge_keys: int = 32
-    edge_stages: int = 4
+    edge_stages: int = 3
     """Keys a round, and rounds in flight plus 1, where a wide tile needs a mask."""
     warps: int = 8
     max_registers: int | None = None
@@ -38,14 +38,14 @@ class KernelConfig:
 # 128 registers and under 113 KB of shared memory: two programs fit a multiprocessor, one of each kind at best.
 _HOPPER = {
     64: KernelConfig(128, 64, 3, 128, 3, max_registers=128),
-    128: KernelConfig(128, 32, 4, 64, 4, max_registers=128),
-    256: KernelConfig(64, 32, 2, 32, 3, edge_stages=2, max_registers=128),
+    128: KernelConfig(128, 64, 2, 64, 3, max_registers=128),
+    256: KernelConfig(64, 32, 2, 32, 3, edge_stages=2, max_registers=128, merge_rows=32),
 }
-_SINGLE = KernelConfig(0, 32, 2, 32, 2)  # fp32 runs without tensor cores: lanes only
+_SINGLE = KernelConfig(0, 32, 2, 32, 2)  # fp32 runs without tensor cores: narrow tiles only
 _CANDIDATES = (
-    KernelConfig(128, 32, 4, 64, 4, max_registers=128),
-    KernelConfig(128, 32, 3, 32, 4, edge_stages=3),
-    KernelConfig(64, 32, 3, 32, 4, edge_stages=3, warps=4),
+    KernelConfig(128, 64, 2, 64, 3, max_registers=128),
+    KernelConfig(128, 32, 3, 32, 4),
+    KernelConfig(64, 32, 3, 32, 4, warps=4),
     KernelConfig(64, 32, 2, 32, 2, edge_stages=2, warps=4),
     KernelConfig(0, 32, 2, 32, 2, warps=4),
 )
