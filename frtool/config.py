@@ -10,7 +10,7 @@ from frtool.errors import UsageError
 
 EMBEDDED = "embedded"
 VERDICTS = ("arithmetic", "math", "command")
-SCORERS = ("auto", "reward", "logprob", "prm", *VERDICTS)
+SCORERS = ("auto", "reward", "logprob", "self-eval", "prm", *VERDICTS)
 VERIFIERS = ("auto", "none", *VERDICTS)
 _BUDGETS = ("tokens", "nodes", "steps", "seconds")
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -99,8 +99,7 @@ class Session:
         progress(f"reading the prompt ({len(prompt_ids):,} tokens)")
         engine_options = EngineOptions.from_config(config, algorithm, reads_rewards=scorer.name == "reward")
         engine = Engine(loaded, prompt_ids, engine_options)
-        if preset is not None:
-            _count(scorer, engine)
+        _attach(scorer, engine)
         return cls(
             config,
             loaded=loaded,
@@ -206,6 +205,10 @@ def _judge(kind: str, config: SearchConfig, puzzle: Puzzle | None, known: Verifi
 def _scorer(config: SearchConfig, loaded: LoadedModel) -> Scorer:
     if config.scorer == "reward" and loaded.reward_tokens is None:
         raise UsageError(f"{loaded.name} has no process-reward tokens <prm>, <+> and <->", hint="use --scorer logprob")
+    if config.scorer == "self-eval":
+        from frtool.scoring.self_eval import SelfEvalScorer
+
+        return SelfEvalScorer(loaded)
     if config.scorer == "logprob" or loaded.reward_tokens is None:
         return LogprobScorer()
     return StepRewardScorer()
@@ -237,12 +240,15 @@ def _reward_model(
     return RewardModelScorer(loaded, preset, config.prompt, expected_tokens=options.expected_tokens)
 
 
-def _count(scorer: Scorer, engine: Engine) -> None:
-    """Let what the reward model reads count as the scorer's tokens."""
+def _attach(scorer: Scorer, engine: Engine) -> None:
+    """Give a scorer the engine whose branches it reads, or whose scorer tokens it adds to."""
     from frtool.scoring.reward_model import RewardModelScorer
+    from frtool.scoring.self_eval import SelfEvalScorer
 
     def spend(tokens: int) -> None:
         engine.scorer_tokens += tokens
 
-    assert isinstance(scorer, RewardModelScorer)
-    scorer.spend = spend
+    if isinstance(scorer, RewardModelScorer):
+        scorer.spend = spend
+    elif isinstance(scorer, SelfEvalScorer):
+        scorer.attach(engine)

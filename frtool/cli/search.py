@@ -99,7 +99,7 @@ def search(
         str,
         typer.Option(
             "--scorer",
-            help="What values a step: auto, reward, logprob, prm, or a verifier: arithmetic, math, command.",
+            help="What values a step: auto, reward, logprob, self-eval, prm; a verifier: arithmetic, math, command.",
             rich_help_panel=_JUDGING,
         ),
     ] = "auto",

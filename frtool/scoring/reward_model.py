@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,12 +20,11 @@ from frtool.search.tree import Node, SearchTree
 
 from .layout import PathLayout, common_prefix
 from .preset import RewardPreset
+from .reading import PASS_TOKENS, Reading, make_room, read_last
 
 if TYPE_CHECKING:
     from frtool.models.load import LoadedModel
 
-PASS_TOKENS = 4096
-"""Tokens of one forward pass, unless a single step is longer."""
 _SHARE = 0.25
 """Of the free memory, for the pool: the policy needs more."""
 _CPU_BYTES = 1 << 28
@@ -38,20 +36,6 @@ class _Held:
 
     ids: list[int]
     branch_id: int
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """One path to read: `ids` from `start` on are new."""
-
-    index: int
-    ids: list[int]
-    branch_id: int
-    start: int
-
-    @property
-    def new(self) -> list[int]:
-        return self.ids[self.start :]
 
 
 class RewardModelScorer:
@@ -171,18 +155,20 @@ class RewardModelScorer:
         """Read as many of the waiting paths as fit into one forward pass; return the rest."""
         if self._root is None and not self._held:
             self._read_question()
-        jobs: list[_Job] = []
+        jobs: list[Reading] = []
         try:
             total = 0
             for index, ids in waiting:
                 branch_id, start = self._fork(nodes[index], ids)
-                jobs.append(_Job(index, ids, branch_id, start))
+                jobs.append(Reading(index, ids, branch_id, start))
                 total += len(ids) - start
                 if total > PASS_TOKENS and len(jobs) > 1:
                     self.allocator.free_branch(jobs.pop().branch_id)
                     break
-            self._make_room(jobs)
-            for job, value in zip(jobs, self._read(jobs), strict=True):
+            make_room(self.allocator, jobs, self._evict)
+            values_read: list[float] = self._values(read_last(self._batch, jobs)).tolist()
+            self._count(sum(len(job.new) for job in jobs))
+            for job, value in zip(jobs, values_read, strict=True):
                 if value != value:
                     raise nan_error(f"node {nodes[job.index].id}, in the reward model {self._loaded.name}")
                 values[job.index] = value
@@ -197,36 +183,6 @@ class RewardModelScorer:
             else:
                 self._held[node] = _Held(job.ids, job.branch_id)
         return waiting[len(jobs) :]
-
-    def _make_room(self, jobs: list[_Job]) -> None:
-        """Append the new tokens of the jobs to their branches; those that find no room leave the list, last first."""
-        while True:
-            try:
-                self.allocator.append_many([job.branch_id for job in jobs], [len(job.new) for job in jobs])
-                return
-            except OutOfBlocks as error:
-                if self._evict(error.needed):
-                    continue
-                if len(jobs) == 1:
-                    raise OutOfMemory(
-                        f"a path of {len(jobs[0].ids)} tokens needs {error.needed} more KV blocks of the reward model, "
-                        f"{error.free} are free of {self.allocator.num_blocks}"
-                    ) from None
-                self.allocator.free_branch(jobs.pop().branch_id)
-
-    def _read(self, jobs: list[_Job]) -> list[float]:
-        """Feed the new tokens and read the value at the last one of each path."""
-        counts = [len(job.new) for job in jobs]
-        last, stop = [], 0
-        for count in counts:
-            stop += count
-            last.append(stop - 1)
-        out = self._batch.forward(
-            [job.branch_id for job in jobs], counts, list(chain.from_iterable(job.new for job in jobs)), last
-        )
-        self._count(stop)
-        values: list[float] = self._values(out[: len(jobs)]).tolist()
-        return values
 
     def _values(self, out: torch.Tensor) -> torch.Tensor:
         """[R] in [0, 1], of float32 logits [R, vocab] or of the head's output [R, classes]."""
@@ -247,8 +203,10 @@ class RewardModelScorer:
             for start in range(0, len(ids), PASS_TOKENS):
                 part = ids[start : start + PASS_TOKENS]
                 self.allocator.append(branch_id, len(part))
-                self._batch.forward([branch_id], [len(part)], part, [len(part) - 1])
+                out = self._batch.forward([branch_id], [len(part)], part, [len(part) - 1])
                 self._count(len(part))
+                if bool(out.isnan().any()):  # this also waits for the pass, whose input the next one overwrites
+                    raise nan_error(f"the question, in the reward model {self._loaded.name}")
         except OutOfBlocks as error:
             self.allocator.free_branch(branch_id)
             raise OutOfMemory(

@@ -20,6 +20,8 @@ from frtool.errors import FrtoolError, ModelError, UsageError
 from frtool.models.reward import load_reward_model
 from frtool.scoring.preset import RewardPreset, find_preset, parse_preset
 from frtool.scoring.reward_model import RewardModelScorer
+from frtool.scoring.self_eval import QUESTION as SELF_QUESTION
+from frtool.scoring.self_eval import SelfEvalScorer
 from frtool.session import Session
 
 QUESTION = "What is 3 + 4 * 2?"
@@ -407,11 +409,11 @@ def test_nan_is_an_error_and_frees_what_was_taken(loaded_for: Callable[[str], An
     kept = weight.clone()
     weight.fill_(float("nan"))
     try:
-        with pytest.raises(FrtoolError, match=r"NaN logits at node 0\.0, in the reward model"):
+        with pytest.raises(FrtoolError, match="NaN logits at the question, in the reward model"):
             Grown(scorer, [["a\n\n"]])
     finally:
         weight.copy_(kept)
-    assert len(scorer.allocator.branch_ids) == 1
+    assert not scorer.allocator.branch_ids
     scorer.allocator.check()
 
 
@@ -470,7 +472,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_model(tmp_path_factory.mktemp("policy"), byte_tokenizer(CHAT), {}, seed=7)
 
 
-def config_of(policy: str, reward: str, **changes: Any) -> SearchConfig:
+def config_of(policy: str, reward: str | None, **changes: Any) -> SearchConfig:
     settings = {"algorithm": "beam", "delimiter": "e", "max_step_tokens": 8, "max_depth": 4, "steps": 24, "batch": 4}
     return SearchConfig(prompt=QUESTION, model=policy, reward_model=reward, dtype="float32", **(settings | changes))
 
@@ -515,3 +517,17 @@ def test_the_verdict_of_a_command_can_be_the_score(policy: str) -> None:
     ended = [event for event in events if isinstance(event, NodeAdded) and event.terminal and not event.duplicate_of]
     assert ended
     assert {(event.reward, event.verified) for event in ended} == {(0.25, False)}
+
+
+def test_a_chat_model_judges_itself_in_a_turn_of_the_user(policy: str) -> None:
+    session = Session.open(config_of(policy, None, scorer="self-eval", steps=16))
+    events = list(session.run())
+    scorer, ended = session.scorer, events[-1]
+    assert isinstance(scorer, SelfEvalScorer)
+    assert isinstance(ended, Ended)
+    question = "<|eot|>\n<|start|>user\n" + SELF_QUESTION + "<|eot|>\n<|start|>assistant\n"
+    query = session.loaded.tokenizer(question, add_special_tokens=False)["input_ids"]
+    assert scorer.query == query
+    added = [event for event in events if isinstance(event, NodeAdded) and event.duplicate_of is None]
+    assert all(event.reward is not None and 0 < event.reward < 1 for event in added)
+    assert len(added) * len(query) <= ended.scorer_tokens <= len(added) * (len(query) + 1)
