@@ -13,6 +13,7 @@ from frtool import __version__
 from frtool.errors import FrtoolError, UsageError
 
 from . import bench, compare, doctor, models, replay, search, show
+from . import eval as evaluation
 from .errors import complain, explain, usage_error
 from .settings import Settings, origin, read_settings
 
@@ -30,6 +31,7 @@ app.command("replay")(replay.replay)
 app.command("compare")(compare.compare)
 app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
+app.command("eval")(evaluation.evaluate)
 app.add_typer(bench.app, name="bench")
 
 

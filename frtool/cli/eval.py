@@ -1,0 +1,174 @@
+"""`frtool eval`: how often searches are right, and what that costs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from frtool.config import EMBEDDED, SearchConfig
+from frtool.errors import UsageError
+
+from .values import algorithm_options, size, unescape
+
+_SEARCH, _ENGINE, _OUTPUT = "Search", "Model and memory", "Output"
+
+
+def evaluate(
+    tasks: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TASK…",
+            help="`game24`, `countdown[:numbers=4,low=1,high=99,targets=10-100,n=400,seed=0]`, "
+            "`reasoning-gym:NAME[:n=100,seed=0]`, or `FILE.jsonl[:check=exact|numeric|math]` of prompts and answers.",
+        ),
+    ],
+    algorithms: Annotated[
+        str, typer.Option("--algorithms", "-a", help="Names, with commas between.", rich_help_panel=_SEARCH)
+    ] = "greedy,best-of-n,beam,mcts",
+    budgets: Annotated[
+        str, typer.Option("--budgets", help="Steps that a search may sample.", rich_help_panel=_SEARCH)
+    ] = "48",
+    seeds: Annotated[str, typer.Option("--seeds", help="Of the samples.", rich_help_panel=_SEARCH)] = "0",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option", "-o", metavar="ALGORITHM.NAME=VALUE", help="Such as `beam.keep=8`.", rich_help_panel=_SEARCH
+        ),
+    ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option("--control", help="`random-policy`: the line that a model has to beat.", rich_help_panel=_SEARCH),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Problems of each task.", rich_help_panel=_SEARCH)] = None,
+    offset: Annotated[int, typer.Option(help="Problems to leave out first.", rich_help_panel=_SEARCH)] = 0,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", "-t", help="Of the samples.", rich_help_panel=_SEARCH)
+    ] = None,
+    path_steps: Annotated[
+        int,
+        typer.Option("--path-steps", help="Steps of a path where a problem does not say.", rich_help_panel=_SEARCH),
+    ] = 8,
+    max_step_tokens: Annotated[
+        int | None, typer.Option("--max-step-tokens", help="Longest step.", rich_help_panel=_SEARCH)
+    ] = None,
+    max_depth: Annotated[
+        int | None, typer.Option("--max-depth", help="Most steps of a path.", rich_help_panel=_SEARCH)
+    ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option("--delimiter", help=r"Text that ends a step; `\n` is a line break.", rich_help_panel=_SEARCH),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="`embedded`, a model directory, a GGUF file, or a Hugging Face id.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = EMBEDDED,
+    system: Annotated[
+        str | None, typer.Option("--system", help="System prompt of a chat model.", rich_help_panel=_ENGINE)
+    ] = None,
+    batch: Annotated[
+        int, typer.Option("--batch", "-b", help="Steps grown at once, over all problems.", rich_help_panel=_ENGINE)
+    ] = 64,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="cpu, cuda, cuda:1; default the best there is.", rich_help_panel=_ENGINE),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="auto, float32, bfloat16, float16.", rich_help_panel=_ENGINE)
+    ] = "auto",
+    kv_memory: Annotated[
+        str | None,
+        typer.Option("--kv-memory", metavar="SIZE", help="Of the KV cache, such as 2GiB.", rich_help_panel=_ENGINE),
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use the local model cache only.", rich_help_panel=_ENGINE)
+    ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run Python code that a model brings.", rich_help_panel=_ENGINE),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Write results.jsonl, summary.json, a plot.", rich_help_panel=_OUTPUT
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Leave out what DIR holds already.", rich_help_panel=_OUTPUT)
+    ] = False,
+    no_plot: Annotated[bool, typer.Option("--no-plot", help="Draw none.", rich_help_panel=_OUTPUT)] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=_OUTPUT)] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.", rich_help_panel=_OUTPUT)
+    ] = False,
+) -> int:
+    """Measure the accuracy of searches over sets of problems, and what it costs.
+
+    The scorer alone chooses the answer; the verifier only grades it. pass@N says whether any finished path was right.
+    """
+    from frtool.eval.control import RANDOM_POLICY
+    from frtool.eval.plan import Plan
+
+    from .evaluating import Output, evaluate
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if control not in (None, RANDOM_POLICY):
+        raise UsageError(f"--control `{control}` is unknown", hint=f"there is {RANDOM_POLICY}")
+    if resume and out is None:
+        raise UsageError("--resume needs the --out of the run that it goes on with")
+    plan = Plan(
+        tasks=tuple(tasks),
+        algorithms=(*_names(algorithms), *([RANDOM_POLICY] if control else ())),
+        budgets=tuple(_integers("--budgets", budgets)),
+        seeds=tuple(_integers("--seeds", seeds)),
+        offset=offset,
+        limit=limit,
+        options=_options(option or []),
+        path_steps=path_steps,
+        search=SearchConfig(
+            prompt=" ".join(tasks),
+            model=model,
+            steps=1,
+            temperature=temperature,
+            batch=batch,
+            max_step_tokens=max_step_tokens,
+            max_depth=max_depth,
+            delimiter=None if delimiter is None else unescape(delimiter),
+            system=system,
+            device=device,
+            dtype=dtype,
+            kv_memory=None if kv_memory is None else size(kv_memory),
+            offline=offline,
+            trust_remote_code=trust_remote_code,
+        ).resolved(),
+    )
+    return evaluate(plan, Output(out, resume, not no_plot, json, quiet))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _integers(flag: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in _names(text)]
+    except ValueError:
+        raise UsageError(f"{flag} `{text}` is no list of whole numbers", hint="write it like 16,48,160") from None
+
+
+def _options(pairs: list[str]) -> dict[str, dict[str, object]]:
+    """Options by algorithm, from `algorithm.name=value`."""
+    by_algorithm: dict[str, list[str]] = {}
+    for pair in pairs:
+        algorithm, dot, rest = pair.partition(".")
+        if not dot or "=" in algorithm:
+            raise UsageError(f"--option `{pair}` names no algorithm", hint="for example `-o beam.keep=8`")
+        by_algorithm.setdefault(algorithm.strip(), []).append(rest)
+    return {name: algorithm_options(given, {}) for name, given in by_algorithm.items()}

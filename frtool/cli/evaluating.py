@@ -1,0 +1,175 @@
+"""Runs an evaluation for the command line: progress on stderr, the table or one JSON object on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from frtool.errors import FrtoolError
+from frtool.eval.plan import Plan
+from frtool.eval.record import Result, ResultFile
+from frtool.eval.summary import Summary, summarise
+from frtool.view.safe import safe_json
+
+from .stop import Stopper
+
+if TYPE_CHECKING:
+    from frtool.models.load import LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where the results go."""
+
+    folder: Path | None
+    resume: bool
+    plot: bool
+    json: bool
+    quiet: bool
+
+
+def evaluate(plan: Plan, output: Output) -> int:
+    """Run what is not done yet and report on all of it. The exit status: 130 when it was interrupted."""
+    from frtool.eval.report import check_plot, plot
+    from frtool.eval.tasks import load_items
+
+    stdout = sys.stdout
+    drawing = output.folder is not None and output.plot
+    if drawing:
+        check_plot()
+    with contextlib.redirect_stdout(sys.stderr):
+        items = {task: load_items(task, offset=plan.offset, limit=plan.limit) for task in plan.tasks}
+        file = None if output.folder is None else ResultFile(output.folder, plan.record(), resume=output.resume)
+        stopped = threading.Event()
+        loaded: list[LoadedModel] = []
+        with Stopper() as stopper, contextlib.ExitStack() as stack:
+            stopper.attach(stopped.set)
+            results = [] if file is None else list(stack.enter_context(file).results)
+            done = {result.key for result in results}
+            tell = stack.enter_context(_progress(quiet=output.quiet))
+            load = cache(lambda: _load(plan, loaded, tell))
+            for result in _run(plan, items, load, done, stopped, tell):
+                results.append(result)
+                if file is not None:
+                    file.add(result)
+    asked = set(plan.cells())
+    rows = summarise(result for result in results if result.cell in asked)
+    record = {"rows": [asdict(row) for row in rows], "plan": _plan_record(plan), "machine": _machine(loaded)}
+    if output.folder is not None and rows:
+        (output.folder / "summary.json").write_text(safe_json(record, indent=2) + "\n", "utf-8")
+        if drawing:
+            plot(rows, output.folder)
+    _print(rows, record, output, stdout)
+    return stopper.status if stopped.is_set() else 0
+
+
+def _run(
+    plan: Plan,
+    items: dict[str, Any],
+    load: Callable[[], LoadedModel],
+    done: set[Any],
+    stopped: threading.Event,
+    tell: Callable[[str], None],
+) -> Iterator[Result]:
+    from frtool.eval.runner import run_cell
+
+    for cell in plan.cells():
+        name = f"{cell.task} {cell.algorithm} {cell.budget or ''}".strip()
+        total = len(items[cell.task]) * len(plan.seeds_of(cell))
+        right = 0
+        found = run_cell(plan, cell, items[cell.task], load, done=done, interrupted=stopped.is_set)
+        for count, result in enumerate(found, 1):
+            right += result.correct
+            tell(f"{name}: {count} of {total}, {right} right")
+            yield result
+        if stopped.is_set():
+            return
+
+
+def _load(plan: Plan, loaded: list[LoadedModel], tell: Callable[[str], None]) -> LoadedModel:
+    # Threads that spin for each other stall where other programs use the cores too. Read when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    from frtool.models.load import load_model
+
+    search = plan.search
+    model = load_model(
+        search.model,
+        device=search.device,
+        dtype=None if search.dtype == "auto" else search.dtype,
+        offline=search.offline,
+        trust_remote_code=search.trust_remote_code,
+        on_progress=tell,
+    )
+    loaded.append(model)
+    return model
+
+
+@contextlib.contextmanager
+def _progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """One line on a terminal, nothing elsewhere."""
+    from frtool.view.console import StderrConsole
+    from frtool.view.safe import safe_line
+
+    console = StderrConsole()
+    if quiet or not console.is_terminal:
+        yield lambda text: None
+        return
+    from rich.text import Text
+
+    with console.status("") as status:
+        yield lambda text: status.update(Text(safe_line(text, 200)))
+
+
+def _plan_record(plan: Plan) -> dict[str, Any]:
+    return {
+        "tasks": plan.tasks,
+        "algorithms": plan.algorithms,
+        "budgets": plan.budgets,
+        "seeds": plan.seeds,
+        "offset": plan.offset,
+        "limit": plan.limit,
+        **plan.record(),
+    }
+
+
+def _machine(loaded: list[LoadedModel]) -> dict[str, Any]:
+    """What it ran on; little where no model ran."""
+    if not loaded:
+        return {}
+    import torch
+
+    model = loaded[0]
+    on_gpu = model.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(model.device) if on_gpu else "cpu",
+        "cores": os.cpu_count(),
+        "capability": None if on_gpu else torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "model": model.name,
+        "parameters": model.parameters,
+    }
+
+
+def _print(rows: list[Summary], record: dict[str, Any], output: Output, stdout: Any) -> None:
+    from frtool.eval.report import table
+
+    if stdout is None:
+        raise FrtoolError("there is no stdout")
+    if output.json:
+        stdout.write(safe_json(record, indent=2 if stdout.isatty() else None) + "\n")
+        stdout.flush()
+        return
+    from rich.console import Console
+
+    console = Console(file=stdout, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table(rows))

@@ -1,0 +1,1 @@
+"""Accuracy of searches over sets of problems: tasks, runs, statistics, reports."""
