@@ -74,7 +74,7 @@ class ABMCTS(Walks):
     prior_mean: float | None = option(None, "m of the prior; default 0, only gaussian", minimum=0, maximum=1)
     prior_variance: float | None = option(None, "tau2 of the prior; default 0.1, only gaussian", minimum=1e-6)
     rollout: bool = option(True, "walk on from a new step until a path ends")
-    leaf_batch: int = option(4, "walks at once", minimum=1, maximum=4096)
+    leaf_batch: int = option(8, "walks at once", minimum=1, maximum=4096)
     max_duplicates: int = option(4, "samples in a row without anything new that exhaust a node", minimum=1)
     simulations: int | None = option(None, "stop after so many walks; default only the budget", minimum=1)
     accept: float | None = option(

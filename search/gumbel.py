@@ -56,7 +56,7 @@ class Gumbel(Walks):
     name: ClassVar[str] = "gumbel"
 
     considered: int = option(8, "distinct children that a step is chosen from", minimum=1)
-    simulations: int = option(24, "finished paths for the choice of a step", minimum=1)
+    simulations: int = option(64, "finished paths for the choice of a step", minimum=1)
     oversample: float = option(2.0, "samples tried at most, as a multiple of the children wanted", minimum=1)
     c_visit: float = option(50.0, "visits added to the scale of the values", minimum=0)
     c_scale: float = option(0.1, "scale of the values against the model's log-probabilities", minimum=0)
