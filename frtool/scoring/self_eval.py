@@ -28,7 +28,7 @@ _MARK = "frtool-path-ends-here"
 
 
 class SelfEvalScorer:
-    """P(yes) / (P(yes) + P(no)), summed over the ways to begin the two words, where the model would answer.
+    """P(yes) / (P(yes) + P(no)), summed over the ways to write the two words, where the model would answer.
 
     The question stands on a fork of the policy's own branch, which is freed as soon as the one token is read; the path
     itself is not read again. In a chat model it is a user's turn behind the path. All steps of one `score` call share
@@ -135,9 +135,11 @@ def _behind(loaded: LoadedModel, question: str) -> str:
 
 
 def _firsts(loaded: LoadedModel, words: Sequence[str]) -> set[int]:
-    """Tokens that begin one of the words, of those that the model can write."""
-    firsts = {ids[0] for word in words if (ids := _encode(loaded, word))}
-    return {token for token in firsts if token < loaded.vocab_size} - set(loaded.tokenizer.all_special_ids)
+    """Tokens that are one of the words, of those that the model can write; where none is, tokens that begin one."""
+    forms = [ids for word in words if (ids := _encode(loaded, word))]
+    whole = [ids for ids in forms if len(ids) == 1]
+    special = set(loaded.tokenizer.all_special_ids)
+    return {ids[0] for ids in whole or forms if ids[0] < loaded.vocab_size} - special
 
 
 def _encode(loaded: LoadedModel, text: str) -> list[int]:

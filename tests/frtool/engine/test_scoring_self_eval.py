@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,3 +106,24 @@ def test_a_model_without_a_word_for_yes_is_refused(
     monkeypatch.setattr("frtool.scoring.self_eval._YES", ("<eos>",))
     with pytest.raises(UsageError, match="cannot be asked"):
         SelfEvalScorer(loaded, ASK)
+
+
+@pytest.mark.parametrize(
+    ("words", "labels"),
+    [
+        ({"Yes": [5], " yes": [9, 6], "YES": [7, 8], "No": [10], "no": [11]}, ([5], [10, 11])),
+        ({"Yes": [9, 5], "yes": [6, 7], "No": [9, 10], "no": [11, 7]}, ([6], [11])),
+        ({"Yes": [5], "No": [10], "no": [99]}, ([5], [10])),
+    ],
+)
+def test_words_that_are_one_token_count_before_beginnings(
+    words: dict[str, list[int]], labels: tuple[list[int], list[int]]
+) -> None:
+    class Words:
+        all_special_ids = (0,)
+
+        def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+            return {"input_ids": words.get(text, [1, 2] if text.startswith("\n") else [])}
+
+    loaded: Any = SimpleNamespace(tokenizer=Words(), chat_template=False, vocab_size=50, name="stub")
+    assert SelfEvalScorer(loaded).labels == labels
