@@ -72,6 +72,8 @@ def _hint(message: str, path: str) -> str:
         return f"`{path} --help` lists the commands"
     if message.startswith("No such command"):
         return 'to search, `frtool search "your question"`; `frtool --help` lists the commands'
+    if path != "frtool search":
+        return f"`{path} --help` lists the options"
     if "unexpected extra argument" in message:
         return f'put the prompt in quotes: `{path} "your question"`'
     if message.startswith("No such option"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from frtool.search.events import Ended, Event, RunStarted, Tick
-from frtool.trace import TraceReader
+from frtool.trace import TraceError, TraceReader
 from frtool.view.model import TreeModel
 
 UNFINISHED = "unfinished"
@@ -40,7 +40,10 @@ class RecordedSearch:
 def read_search(path: Path) -> RecordedSearch:
     """Read a whole trace. Raises TraceError for what is none."""
     reader = TraceReader(path)
-    events = list(reader)
+    try:
+        events = list(reader)
+    except OSError as error:
+        raise TraceError(f"cannot read the trace {path}: {error.strerror}") from None
     model = TreeModel()
     for event in events:
         model.apply(event)

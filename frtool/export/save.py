@@ -10,7 +10,7 @@ from pathlib import Path
 from frtool.errors import FrtoolError, UsageError
 
 
-def check_writable(path: Path, what: str = "--output") -> None:
+def check_writable(path: Path) -> None:
     """Raise UsageError where `path` can certainly not be written, before anything is computed."""
     reason = None
     try:
@@ -21,7 +21,7 @@ def check_writable(path: Path, what: str = "--output") -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
     if reason:
-        raise UsageError(f"cannot write {what} {path}: {reason}")
+        raise UsageError(f"cannot write {path}: {reason}")
 
 
 def save_text(path: Path, text: str) -> None:
