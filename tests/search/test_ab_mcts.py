@@ -100,9 +100,9 @@ def test_it_goes_on_with_good_steps_and_leaves_bad_ones(search, scripted_model):
     steps, ends = "bacdefghij", "rstuvwxyz"
     rewards = {step + end: 0.9 if step == "a" else 0.1 for step in steps for end in ("", *ends)}
     model = scripted_model(draws={"": steps} | dict.fromkeys(steps, ends), rewards=rewards)
-    found = search("ab-mcts", model, options={"simulations": 20})
+    found = search("ab-mcts", model, options={"simulations": 20, "leaf_batch": 1})
     ends_found = [node.id for node in found.added().values() if node.terminal]
-    assert sum(node.startswith("0.1.") for node in ends_found) > len(ends_found) / 2, "it is one step of ten"
+    assert sum(node.startswith("0.1.") for node in ends_found) == 9, "not every end of the good step was found"
 
 
 @pytest.mark.parametrize(
