@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from frtool.config import VERDICTS, SearchConfig
@@ -40,6 +40,7 @@ class Session:
         scorer: Scorer,
         task: Task,
         verifier: Verifier | None,
+        preset: RewardPreset | None = None,
     ) -> None:
         self.config = config
         self.loaded = loaded
@@ -48,6 +49,7 @@ class Session:
         self.scorer = scorer
         self.task = task
         self.verifier = verifier
+        self._preset = preset
         self._interrupted = threading.Event()
 
     @classmethod
@@ -108,6 +110,7 @@ class Session:
             scorer=scorer,
             task=task,
             verifier=verifier,
+            preset=preset,
         )
 
     def run(self) -> Iterator[Event]:
@@ -142,7 +145,7 @@ class Session:
 
         loaded = self.loaded
         on_gpu = loaded.device.type == "cuda"
-        return {
+        record = {
             "name": loaded.name,
             "architecture": type(loaded.model).__name__,
             "parameters": loaded.parameters,
@@ -153,6 +156,9 @@ class Session:
             "verifier": None if self.verifier is None else self.verifier.name,
             "torch": torch.__version__,
         }
+        if self._preset is not None:
+            record["preset"] = asdict(self._preset)
+        return record
 
 
 def _task(config: SearchConfig, puzzle: Puzzle | None) -> Task:

@@ -486,7 +486,9 @@ def test_a_search_is_led_by_the_reward_model(policy: str, folders: Callable[[str
     assert isinstance(ended, Ended)
     assert ended.reason in ("steps", "finished", "exhausted")
     assert ended.scorer_tokens == scorer.tokens > 0
-    assert session.model_record()["scorer"] == "prm:qwen2.5-math-prm"
+    record = json.loads(json.dumps(session.model_record()))
+    assert record["scorer"] == "prm:qwen2.5-math-prm"
+    assert record["preset"]["step_tag"] == "<extra_0>"
     plain = Plain(folder)
     steps: dict[str, list[str]] = {"0": []}
     added = [event for event in events if isinstance(event, NodeAdded)]
