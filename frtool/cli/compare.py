@@ -55,9 +55,9 @@ def tree_verdict(comparison: Comparison, a: str = "A", b: str = "B") -> str:
     difference = comparison.difference
     if difference is None:
         exact = "to the last bit" if comparison.deviation == 0 else f"figures within {comparison.deviation:.1g}"
-        return f"the trees are the same: {comparison.same:,} steps, {exact}"
+        return f"the trees are the same: {_steps(comparison.same)}, {exact}"
     here, there = (safe_line(str(v), 200) for v in (difference.a, difference.b))
-    shared = f"{comparison.same:,} steps are the same in both trees"
+    shared = f"the same in both trees: {_steps(comparison.same)}"
     if difference.field is None:
         only, text = (a, here) if difference.b is None else (b, there)
         return f"{shared}; the first that differs is {difference.node}, in {only} alone: {text}"
@@ -65,6 +65,10 @@ def tree_verdict(comparison: Comparison, a: str = "A", b: str = "B") -> str:
         return f"{shared}, but not the {difference.field} at the end:\n  {a}: {here}\n  {b}: {there}"
     which = f"the first that differs is {difference.node}, in its {difference.field}"
     return f"{shared}; {which}:\n  {a}: {here}\n  {b}: {there}"
+
+
+def _steps(n: int) -> str:
+    return f"{n:,} step{'s' * (n != 1)}"
 
 
 def config_differences(a: RecordedSearch, b: RecordedSearch) -> dict[str, list[Any]]:

@@ -47,7 +47,7 @@ def show(
     if lines is not None and chosen in ("html", "json", "svg"):
         raise UsageError(f"--lines has no meaning for the format {chosen}", hint="it folds tree, md, mermaid and dot")
     from frtool.export.recorded import read_search
-    from frtool.export.save import check_writable, save_text
+    from frtool.files import check_writable, save_text
 
     if output is not None:
         check_writable(output)

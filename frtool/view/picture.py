@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import io
-import os
 import re
-import tempfile
 from pathlib import Path
 
 from rich.console import Console
+
+from frtool.files import save_text
 
 from .draw import draw
 from .line import Picture
@@ -34,23 +34,8 @@ def svg(model: TreeModel, width: int = WIDTH, height: int = HEIGHT) -> str:
 
 
 def write_svg(model: TreeModel, path: Path) -> None:
-    """Write the picture to `path`, whole or not at all."""
-    text = svg(model)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(beside, 0o666 & ~_umask())
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """Write the picture to `path`, whole or not at all. Raises FrtoolError."""
+    save_text(path, svg(model))
 
 
 def _without_web_fonts() -> str:

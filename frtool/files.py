@@ -1,4 +1,4 @@
-"""Writing a result to a file, whole or not at all."""
+"""Writing results to files, whole or not at all."""
 
 from __future__ import annotations
 
