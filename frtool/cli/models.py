@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def models(
     folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FOLDER]...", help="Where to look too; by default here.")
+        list[Path] | None, typer.Argument(metavar="FOLDER", help="Where to look too; by default here.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
