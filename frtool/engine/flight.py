@@ -111,7 +111,7 @@ class Reader:
 def nan_error(where: str) -> FrtoolError:
     return FrtoolError(
         f"the model gave NaN logits at {where}",
-        hint="its weights or number format do not work here; try --dtype fp32",
+        hint="its weights or number format do not work here; try --dtype float32",
     )
 
 

@@ -31,7 +31,7 @@ def require_memory(name: str, needed: int, device: torch.device) -> None:
     if needed + HEADROOM_BYTES > free:
         raise ModelError(
             f"{name} needs {size_text(needed)} for its weights, {device} has {size_text(free)} free",
-            hint="use a smaller model, --dtype bf16, or a device with more memory",
+            hint="use a smaller model, --dtype bfloat16, or a device with more memory",
         )
 
 
