@@ -43,6 +43,8 @@ class DecodeBatch:
         if padded > self._host.shape[1]:
             self._allocate(padded)
         host = self._host_array
+        if self._sent is not None:
+            self._sent.synchronize()  # the last copy may still be reading the buffer that is filled now
         lengths = self._allocator.lengths(branch_ids)
         starts = np.cumsum(counts) - counts
         host[_TOKENS, :total] = tokens
@@ -54,6 +56,8 @@ class DecodeBatch:
         plan = plan_attention(self._allocator, branch_ids, counts)
         if self._on_gpu:
             self._buffer[:, :padded].copy_(self._host[:, :padded], non_blocking=True)
+            self._sent = torch.cuda.Event()
+            self._sent.record(torch.cuda.current_stream(self._device))
         buffer = self._buffer
         return forward_tree(
             self._model,
@@ -64,6 +68,7 @@ class DecodeBatch:
         )
 
     def _allocate(self, capacity: int) -> None:
+        self._sent: torch.cuda.Event | None = None
         self._host = torch.zeros(4, _round_up(capacity), dtype=torch.long, pin_memory=self._on_gpu)
         self._host_array = self._host.numpy()
         self._buffer = torch.zeros_like(self._host, device=self._device) if self._on_gpu else self._host

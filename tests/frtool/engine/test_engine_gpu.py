@@ -26,7 +26,7 @@ def test_paths_and_rewards_are_those_of_a_plain_pass(loaded: LoadedModel, drive:
     driver = drive(loaded, delimiter="e", read_rewards=True, block_size=None)
     steps = driver.grow(width=6, depth=3)
     marks = loaded.reward_tokens
-    assert len(steps) > 12
+    assert len(steps) >= 12
     for name, step in steps.items():
         ids = driver.path_ids(name)
         logits = driver.plain_logits([*ids, marks.query])
