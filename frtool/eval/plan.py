@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,10 @@ from .items import Item
 
 GREEDY = "greedy"
 CHAINS = ("best-of-n", "self-consistency")
+BEAM = "beam"
+# Distinct children of a beam, and samples tried for each: a beam that ends before its budget.
+BEAM_EXPAND = 4
+BEAM_OVERSAMPLE = 1.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +78,17 @@ class Plan:
         return self.seeds[:1] if cell.algorithm == GREEDY else self.seeds
 
     def fitted(self, cell: Cell, item: Item) -> dict[str, Any]:
-        """The options of the cell's algorithm: chains as many as the budget pays for, unless their number is given."""
+        """The options of the cell's algorithm: as many chains, or as wide a beam, as the budget pays for, unless the
+        user gave its size."""
         options = dict(self.options.get(cell.algorithm, {}))
-        if cell.algorithm in CHAINS and cell.budget is not None:
-            options.setdefault("n", max(cell.budget // self.length(item), 1))
+        if cell.budget is None:
+            return options
+        level = max(cell.budget // self.length(item), 1)
+        if cell.algorithm in CHAINS:
+            options.setdefault("n", level)
+        elif cell.algorithm == BEAM and not options.keys() & {"width", "keep", "expand", "oversample"}:
+            keep = max(math.floor(level / (BEAM_EXPAND * BEAM_OVERSAMPLE)), 1)
+            options |= {"keep": keep, "width": BEAM_EXPAND * keep, "oversample": BEAM_OVERSAMPLE}
         return options
 
     def length(self, item: Item) -> int:

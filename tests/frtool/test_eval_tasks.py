@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
+from frtool.config import SearchConfig
 from frtool.errors import UsageError
 from frtool.eval.control import random_rollouts
 from frtool.eval.items import ExactVerifier, NumericVerifier, number
+from frtool.eval.plan import Plan
 from frtool.eval.solve import is_solvable, successors
 from frtool.eval.tasks import load_items
 from frtool.tasks.held_out import is_held_out
@@ -157,3 +160,16 @@ def test_the_control_draws_legal_steps_and_is_the_same_again() -> None:
     assert 0.1 < sum(control.solved for control in found) / 200 < 1
     assert not random_rollouts(Puzzle((1, 1, 1), 24), 90, 0).solved
     assert random_rollouts(Puzzle((1, 1, 1, 1), 3), 1, 0).rollouts == 1  # never less than one
+
+
+@pytest.mark.parametrize(("budget", "n", "keep"), [(1, 1, 1), (48, 16, 3), (160, 53, 10)])
+def test_chains_and_beams_are_as_many_as_the_budget_pays_for(budget: int, n: int, keep: int) -> None:
+    plan = Plan(("game24",), ("best-of-n", "beam", "mcts"), (budget,), SearchConfig("x", steps=1))
+    (item,) = load_items("game24", limit=1)
+    chains, beam, mcts = (plan.fitted(cell, item) for cell in plan.cells())
+    assert chains == {"n": n}
+    assert beam == {"keep": keep, "width": 4 * keep, "oversample": 1.3}
+    assert mcts == {}
+    assert budget < 48 or 3 * math.ceil(beam["width"] * beam["oversample"]) <= budget
+    given = Plan(("game24",), ("beam",), (budget,), SearchConfig("x", steps=1), options={"beam": {"keep": 2}})
+    assert given.fitted(given.cells()[0], item) == {"keep": 2}
