@@ -122,7 +122,8 @@ class Ended:
 
     kind: ClassVar[str] = "end"
     reason: str
-    """'solved', 'tokens', 'nodes', 'steps', 'seconds', 'exhausted', 'finished', 'interrupted', 'memory', 'failed: …'"""
+    """'solved', 'tokens', 'nodes', 'steps', 'seconds', 'exhausted', 'interrupted', 'memory', 'failed: …', or the
+    algorithm's own: 'finished', 'converged', 'answers', 'simulations', 'accepted'."""
     best: str | None
     """Id of the selected node."""
     answer: str | None

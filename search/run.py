@@ -189,8 +189,9 @@ class _Run:
     def _stop(self) -> str | None:
         if self.solved:
             return "solved"
-        if self.algorithm.done(self.tree):
-            return "finished"
+        reason = self.algorithm.done(self.tree)
+        if reason:
+            return reason
         if self.interrupted():
             return "interrupted"
         generator = self.generator

@@ -19,6 +19,10 @@ _REASONS = {
     "seconds": "the time is up",
     "exhausted": "the whole tree was searched",
     "finished": "the algorithm has finished",
+    "converged": "the answers have converged",
+    "answers": "enough paths have finished",
+    "simulations": "all simulations have run",
+    "accepted": "a path of the accepted value was found",
     "interrupted": "interrupted",
 }
 

@@ -38,7 +38,7 @@ def test_hand_computed_choices(search, scripted_model):
         "0.2.0",
         "0.1.1",  # GEN saw .8 in 3: .325; CONT 2.5 in 6: .429; a 1.4 in 5: .317, b 1.4 in 2: .633, c .5 in 2: .333
     ]
-    assert (found.end.reason, found.end.answer) == ("finished", "aw")
+    assert (found.end.reason, found.end.answer) == ("simulations", "aw")
 
 
 def test_without_rollout_every_new_step_ends_its_walk(search, scripted_model):

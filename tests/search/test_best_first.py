@@ -24,7 +24,7 @@ def test_it_stops_with_enough_finished_paths_of_enough_value(search, scripted_mo
     rewards = {"a": 0.2, "b": 0.9, "c": 0.5, "d": 0.7, "e": 0.99}
     options = {"expand": 6, "answers": 2, "accept": 0.6}
     found = search("best-first", scripted_model(draws=draws, rewards=rewards), options=options)
-    assert (found.end.reason, found.end.answer, found.end.nodes) == ("finished", "b", 4)
+    assert (found.end.reason, found.end.answer, found.end.nodes) == ("answers", "b", 4)
 
 
 @pytest.mark.parametrize("seed", range(4))

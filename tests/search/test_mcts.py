@@ -34,7 +34,7 @@ def test_a_hand_computed_search(search, scripted_model):
         Backup("0.0.1", 0.9),
         Backup("0.2.0", 0.3),
     ]
-    assert (found.end.answer, found.end.best, found.end.reason) == ("ay", "0.0.1", "finished")
+    assert (found.end.answer, found.end.best, found.end.reason) == ("ay", "0.0.1", "simulations")
 
 
 def test_max_backup_returns_to_the_best_path_where_mean_leaves_it(search, scripted_model):
@@ -179,7 +179,7 @@ def test_the_tree_depends_on_the_leaf_batch_but_not_on_the_capacity(search, fake
 def test_it_stops_at_an_accepted_value(search, scripted_model):
     model = scripted_model(draws={"": "abc"}, rewards={"a": 0.3, "b": 0.97, "c": 0.99})
     found = search("mcts", model, options={"leaf_batch": 1, "accept": 0.95})
-    assert (found.end.reason, found.end.answer) == ("finished", "b")
+    assert (found.end.reason, found.end.answer) == ("accepted", "b")
 
 
 def test_an_equal_state_elsewhere_is_searched_on_from_its_first_path(search, scripted_model):

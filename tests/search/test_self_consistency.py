@@ -30,7 +30,7 @@ def test_it_stops_when_the_leading_answer_is_certain(search, scripted_model):
     # chains: a a b a a a …; certainty(5, 1) = 1 - (C(7,6) + C(7,7)) / 2^7 = .9375; certainty(6, 1) = .965
     model = scripted_model(draws={"": "aabaaaaaaaaaaaaa"}, capacity=1)
     found = search("self-consistency", model, options={"n": 16, "converge": 0.95})
-    assert (found.end.reason, found.end.terminals, found.end.answer) == ("finished", 7, "a")
+    assert (found.end.reason, found.end.terminals, found.end.answer) == ("converged", 7, "a")
     never = search("self-consistency", scripted_model(draws=model.draws), options={"n": 16})
     assert never.end.terminals == 16
 
