@@ -35,3 +35,13 @@ def test_kernels_folder_bears_no_version_and_imports_nothing_heavy() -> None:
     assert "__version__" not in text
     assert "import torch" not in text
     assert "import triton" not in text
+
+
+def test_the_import_contract_names_every_part_of_the_application() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    folder = ROOT / "frtool"
+    parts = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("__")}
+    parts |= {path.name for path in folder.iterdir() if any(path.glob("*.py"))}
+    for contract in contracts:
+        missing = {f"frtool.{part}" for part in parts} - set(contract["forbidden_modules"])
+        assert not missing, f"the contract {contract['name']!r} misses {missing}"

@@ -28,6 +28,7 @@ class DecodeBatch:
         self._device = loaded.device
         self._allocator = allocator
         self._on_gpu = loaded.device.type == "cuda"
+        self._sent: torch.cuda.Event | None = None
         self._allocate(capacity)
 
     def forward(
@@ -56,7 +57,7 @@ class DecodeBatch:
         plan = plan_attention(self._allocator, branch_ids, counts)
         if self._on_gpu:
             self._buffer[:, :padded].copy_(self._host[:, :padded], non_blocking=True)
-            self._sent = torch.cuda.Event()
+            self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._sent.record(torch.cuda.current_stream(self._device))
         buffer = self._buffer
         return forward_tree(
@@ -68,7 +69,7 @@ class DecodeBatch:
         )
 
     def _allocate(self, capacity: int) -> None:
-        self._sent: torch.cuda.Event | None = None
+        self._sent = None
         self._host = torch.zeros(4, _round_up(capacity), dtype=torch.long, pin_memory=self._on_gpu)
         self._host_array = self._host.numpy()
         self._buffer = torch.zeros_like(self._host, device=self._device) if self._on_gpu else self._host
