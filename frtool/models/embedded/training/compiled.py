@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-try:
-    import numba
-except ImportError:
-    numba = None
+_numba: Any = import_module("numba") if find_spec("numba") else None
 
 
 def jit(function: F) -> F:
-    if numba is None:
+    if _numba is None:
         return function
-    compiled: F = numba.njit(nogil=True, error_model="numpy")(function)
+    compiled: F = _numba.njit(nogil=True, error_model="numpy")(function)
     return compiled

@@ -46,6 +46,6 @@ class Muon:
                 parameter.grad = None
 
 
-def rate_at(progress: float, warm: float, decay: float = 0.4) -> float:
+def rate_at(progress: float, warm: float, decay: float) -> float:
     """Share of the full rate: up over the first `warm`, constant, then straight down to 0 over the last `decay`."""
     return max(0.0, min(progress / warm, 1.0, (1.0 - progress) / decay))

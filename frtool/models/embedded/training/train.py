@@ -41,6 +41,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=10)
     parser.add_argument("--matrix-rate", type=float, default=0.02)
     parser.add_argument("--vector-rate", type=float, default=0.002)
+    parser.add_argument("--decay", type=float, default=0.4, help="share of the time over which the rates fall to 0")
     parser.add_argument("--reward-weight", type=float, default=12.0)
     parser.add_argument("--layers", type=int, default=Shape().num_hidden_layers)
     parser.add_argument("--width", type=int, default=Shape().hidden_size)
@@ -65,6 +66,10 @@ class Aside:
     def next(self) -> Any:
         """The validation batch first, then the evaluation's data."""
         return self._queue.get()
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.join()
 
 
 def measure(model: nn.Module, batch: DeviceBatch) -> dict[str, Any]:
@@ -97,6 +102,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         return _train(options, device, stream, aside, started)
     finally:
         stream.close()
+        aside.close()
 
 
 def _train(
@@ -161,7 +167,7 @@ def _train(
         if progress >= 1.0:
             break
         current, puzzles = following, puzzles + documents
-        policy, reward = step(current, rate_at(progress, warm=0.01))
+        policy, reward = step(current, rate_at(progress, warm=0.01, decay=options.decay))
         waited += stream.ready == 0
         following, documents = take()
         done += 1
@@ -170,7 +176,7 @@ def _train(
             entry = {
                 "step": done,
                 "seconds": round(now - begun, 1),
-                "rate": round(rate_at(progress, warm=0.01), 4),
+                "rate": round(rate_at(progress, warm=0.01, decay=options.decay), 4),
                 "policy": float(policy),
                 "reward": float(reward),
                 "tokens_per_second": round(LOG_EVERY * options.tokens / (now - logged)),
