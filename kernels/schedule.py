@@ -8,7 +8,7 @@ they fill the machine. Everything is numpy over nodes, tiles, groups and blocks;
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -73,6 +73,8 @@ class Schedule:
     """`[E]`: which entry of the pool; branch position of its first token."""
     entry_meta: np.ndarray
     """`[E]`: first owner in the tile | owners << 8 | tokens that hold a key << 16."""
+    entry_node: np.ndarray
+    """`[E]`: the node whose tokens they are."""
     query_token: np.ndarray
     query_pos: np.ndarray
     """`[T]` depth first: the query's row of q; its branch position."""
@@ -127,10 +129,9 @@ def schedule_tree(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule) 
 
     query_lo, query_hi = query[tree.node_lo], query[tree.node_hi]
     node_start = tree.node_start.astype(np.int64) * split
-    spans = np.stack([tree.node_lo, tree.node_hi], axis=1).ravel()
-    node_end = np.maximum.reduceat(np.append(lengths, 0), spans)[::2]  # tokens that some owner holds
-    node_seen = np.minimum.reduceat(np.append(lengths - asked + 1, 0), spans)[::2]  # tokens that every query sees
-    node_entries = np.minimum(tree.node_stop * split, _ceil(node_end, size)) - node_start
+    node_entries = tree.node_stop * split - node_start
+    # Tokens that every query below the node sees.
+    node_seen = np.minimum.reduceat(np.append(lengths - asked + 1, 0), _spans(tree))[::2]
 
     tile_queries = shape.group_queries * max(shape.tile_groups, 1)
     num_groups = -(-total // shape.group_queries)
@@ -152,8 +153,8 @@ def schedule_tree(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule) 
     if wide.any():
         streams.append(
             _wide_streams(
-                *(a[wide] for a in (node, tile, lo, hi, group_lo, group_hi, entries, covers)),
-                node_seen, node_start, size, shape.group_queries, rule,
+                node[wide], tile[wide], lo[wide], hi[wide], group_lo[wide], group_hi[wide], entries[wide],
+                covers[wide], node_seen, node_start, size, shape.group_queries, rule,
             )
         )  # fmt: skip
     if not wide.all():
@@ -174,12 +175,38 @@ def schedule_tree(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule) 
     row = order[tree.node_lo][of_node]
     block = tree.tables[row, index] if split == 1 else tree.tables[row, index // split] * split + index % split
     base = index * size
-    meta = pair_owners[which] | np.minimum(node_end[of_node] - base, size) << 16
+    meta = pair_owners[which] | _held(tree, of_node, base, size) << 16
 
     records, num_slots = _record(_launch_order(items, heads, rule), num_groups)
-    return Schedule(
-        *(a.astype(np.int32) for a in (records, block, base, meta, query_token, query_pos)), num_groups, num_slots
+    tables = (records, block, base, meta, of_node, query_token, query_pos)
+    records, block, base, meta, of_node, query_token, query_pos = (a.astype(np.int32) for a in tables)
+    return Schedule(records, block, base, meta, of_node, query_token, query_pos, num_groups, num_slots)
+
+
+def grown(schedule: Schedule, before: TreePlan, tree: TreePlan, size: int) -> Schedule | None:
+    """`schedule` of the tree `before` with the lengths of `tree`; None if more than lengths changed, or where a branch
+    has several queries, whose keys depend on lengths. `size`: tokens of an entry."""
+    same = (
+        tree.branch_ids == before.branch_ids
+        and tree.tables.shape == before.tables.shape
+        and bool((tree.q_lens == 1).all() and (before.q_lens == 1).all())
+        and np.array_equal(tree.tables, before.tables)
     )
+    if not same:
+        return None
+    meta = schedule.entry_meta & 0xFFFF | _held(tree, schedule.entry_node, schedule.entry_base, size) << 16
+    position = tree.lengths[tree.order] - 1
+    return replace(schedule, entry_meta=meta.astype(np.int32), query_pos=position.astype(np.int32))
+
+
+def _spans(tree: TreePlan) -> np.ndarray:
+    return np.stack([tree.node_lo, tree.node_hi], axis=1).ravel()
+
+
+def _held(tree: TreePlan, node: np.ndarray, base: np.ndarray, size: int) -> np.ndarray:
+    """Per entry: tokens of it that the longest branch below its node holds."""
+    ends = np.maximum.reduceat(np.append(tree.lengths[tree.order], 0), _spans(tree))[::2]
+    return np.clip(ends[node] - base, 0, size)
 
 
 def _choose_wide(
@@ -199,8 +226,8 @@ def _choose_wide(
     tiles = int(tile.max()) + 1
     groups = np.minimum(num_groups - np.arange(tiles) * shape.tile_groups, shape.tile_groups)
     mixed = np.bincount(tile, np.maximum(gain, 0), tiles) - rule.item - groups * rule.piece
-    every = np.bincount(tile, np.where(gains, gain, narrow_time - work * rule.masked_key), tiles)
-    every += (groups - 1) * rule.item
+    rest = np.where(gains, gain, narrow_time - work * rule.masked_key)
+    every = np.bincount(tile, rest, tiles) + (groups - 1) * rule.item
     all_wide = every > np.maximum(mixed, 0)
     wide = (all_wide | (mixed > 0))[tile] & (all_wide[tile] | gains)
     if not wide.any():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ import triton
 
 from .allocator import PhysicalKVAllocator
 from .plan import TreePlan, plan_tree
-from .schedule import ITEM_FIELDS, CostRule, Schedule, TileShape, schedule_tree
+from .schedule import ITEM_FIELDS, CostRule, Schedule, TileShape, grown, schedule_tree
 from .tree_kernel import tree_attention_kernel
 from .tuning import FALLBACK, KernelConfig, multiprocessors, padded_head_dim, shipped_config, timed_config
 
@@ -20,8 +19,8 @@ _MAX_GROUP = 16
 
 
 def interpreting() -> bool:
-    """Whether kernels run in Triton's interpreter, on any device."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+    """Whether kernels run in Triton's interpreter, on any device: TRITON_INTERPRET=1 was set when this was imported."""
+    return not isinstance(tree_attention_kernel, triton.JITFunction)
 
 
 class _Launch:
@@ -49,10 +48,16 @@ class _Launch:
         self._spare = {"query_token": queries, "query_pos": queries}
         self._spare |= dict.fromkeys(("entry_block", "entry_base", "entry_meta"), entries)
         self._capacity: dict[str, int] = {}
+        self._loaded: tuple[Schedule, TreePlan] | None = None
 
     def load(self, tree: TreePlan) -> bool:
         """Schedule `tree` and copy it to the device; False if the buffers had to grow."""
-        schedule = schedule_tree(tree, self.shape, self.heads, self.rule)
+        schedule = None
+        if self._loaded is not None:
+            schedule = grown(*self._loaded, tree, self.entry)
+        if schedule is None:
+            schedule = schedule_tree(tree, self.shape, self.heads, self.rule)
+        self._loaded = (schedule, tree)
         self.num_items = len(schedule.items)
         sizes = {name: getattr(schedule, name).size for name in _TABLES}
         fits = bool(self._capacity) and all(sizes[n] <= self._capacity[n] for n in _TABLES)
@@ -123,13 +128,21 @@ class TritonPlan:
     def update(self, tree: TreePlan | None = None) -> bool:
         """Follow the branches as they are now (or `tree`): one host-to-device copy, ordered on the current stream.
 
-        Returns False where device buffers had to be replaced by larger ones: captured graphs are then stale.
+        Cheap where branches only grew inside their last blocks. Returns False where device buffers had to be replaced
+        by larger ones: captured graphs are then stale.
         """
         if tree is None:
-            tree = plan_tree(self._allocator, self._tree.branch_ids, self._tree.q_lens)
+            tree = self._follow()
         self._tree = tree
         fits = [launch.load(tree) for launch in self._launches.values()]
         return all(fits)
+
+    def _follow(self) -> TreePlan:
+        ids, tree = self._tree.branch_ids, self._tree
+        tables = self._allocator.block_tables(ids)
+        if np.array_equal(tables, tree.tables):
+            return replace(tree, lengths=self._allocator.lengths(ids).astype(np.int32))
+        return plan_tree(self._allocator, ids, tree.q_lens.tolist())
 
     def launch_for(self, q_heads: int, config: KernelConfig | None = None, rule: CostRule | None = None) -> _Launch:
         """The schedule for `q_heads`, made at the first call. `config` and `rule` replace those of the tuning table."""

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from frtool.kernels.allocator import PhysicalKVAllocator
-from frtool.kernels.attention import tree_attention
-from frtool.kernels.plan import TreePlan, plan_tree
 
 from frtool.bench.attention_baselines import BASELINES, Unavailable, linear_plan, missing
 from frtool.bench.attention_cases import TreeCase, build_case, fasttree_cases, search_case, shared_prompt_case
 from frtool.bench.attention_timing import Machine, describe_machine, rotating_sets, time_calls
+from frtool.kernels.allocator import PhysicalKVAllocator
+from frtool.kernels.attention import tree_attention
+from frtool.kernels.plan import TreePlan, plan_tree
 
 SUITES = ("seed", "fasttree", "search")
 _ERROR_QUERIES = 16
@@ -250,4 +250,4 @@ def _error(pool: PhysicalKVAllocator, tree: TreePlan, q: torch.Tensor, out: torc
         expected = torch.einsum("hj,jhd->hd", torch.softmax(scores, dim=1), v)
         difference += float((out[i].cpu().double() - expected).square().sum())
         norm += float(expected.square().sum())
-    return (difference / norm) ** 0.5
+    return float((difference / norm) ** 0.5)

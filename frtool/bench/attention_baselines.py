@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
-from frtool.kernels.allocator import PhysicalKVAllocator
-from frtool.kernels.plan import TreePlan
 
 from frtool.bench.attention_cases import TreeCase
 from frtool.bench.attention_timing import Call
-
-LINEAR_SHARED = "linear, shared pages"
-"""The same paged kernel, but every branch reads its whole path."""
-LINEAR_COPIED = "linear, copied KV (SDPA)"
-"""Every branch holds a copy of its whole path, read by torch's scaled_dot_product_attention."""
+from frtool.kernels.allocator import PhysicalKVAllocator
+from frtool.kernels.plan import TreePlan
 
 
 class Unavailable(Exception):
@@ -66,12 +62,12 @@ def sdpa_copied(case: TreeCase, pool: PhysicalKVAllocator, branches: list[int], 
     for layer in range(layers):
         k, v = (_gather(c[layer], slots) for c in (pool.k_cache, pool.v_cache))
         x = q[layer].unsqueeze(2)
-        calls.append(lambda x=x, k=k, v=v: _sdpa(x, k, v, mask).squeeze(2))
+        calls.append(partial(_sdpa, x, k, v, mask))
     return calls
 
 
-def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).squeeze(2)
 
 
 def _require_memory(device: torch.device, needed: int) -> None:
@@ -134,8 +130,13 @@ def flex(case: TreeCase, pool: PhysicalKVAllocator, branches: list[int], q: torc
     for layer in range(len(q)):
         k, v = (_gather(c[layer], unique)[None] for c in (pool.k_cache, pool.v_cache))
         x = q[layer].transpose(0, 1)[None].contiguous()
-        calls.append(lambda x=x, k=k, v=v: attend(x, k, v, block_mask=mask, enable_gqa=True)[0].transpose(0, 1))
+        calls.append(partial(_flex, attend, x, k, v, mask))
     return calls
+
+
+def _flex(attend: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any) -> torch.Tensor:
+    result: torch.Tensor = attend(q, k, v, block_mask=mask, enable_gqa=True)
+    return result[0].transpose(0, 1)
 
 
 def flashinfer(case: TreeCase, pool: PhysicalKVAllocator, branches: list[int], q: torch.Tensor) -> list[Call]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
     from frtool.kernels.allocator import PhysicalKVAllocator
 
 
@@ -94,7 +95,9 @@ def fasttree_cases() -> list[TreeCase]:
     return [level_case(f"F{i}", nodes, tokens) for i, (nodes, tokens) in enumerate(_FASTTREE, 1)]
 
 
-def search_case(batch: int, *, prompt: int = 512, step: tuple[int, int] = (24, 120), width: int = 4, seed: int = 0):
+def search_case(
+    batch: int, *, prompt: int = 512, step: tuple[int, int] = (24, 120), width: int = 4, seed: int = 0
+) -> TreeCase:
     """A tree as a reasoning search grows it: steps of random length below a prompt, up to `width` children a node,
     until `batch` branches are alive."""
     rng = random.Random(f"{seed}/{batch}")
@@ -117,6 +120,7 @@ def build_case(
 ) -> tuple[PhysicalKVAllocator, list[int]]:  # fmt: skip
     """A pool that holds the tree in shuffled blocks with random K and V on every layer, and its branches' ids."""
     import torch
+
     from frtool.kernels.allocator import PhysicalKVAllocator
 
     blocks = sum(-(-t // block_size) + 1 for t in case.tokens)

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -60,7 +61,7 @@ def time_calls(calls: Sequence[Call], *, device: torch.device, repeats: int = 20
 
 
 def _time_graph(calls: Sequence[Call], repeats: int) -> float:
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # compiles, allocates workspaces: none of it may happen in the capture
         calls[0]()
@@ -70,13 +71,16 @@ def _time_graph(calls: Sequence[Call], repeats: int) -> float:
         for call in calls:
             call()
     graph.replay()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    events: list[tuple[Any, ...]] = [
+        tuple(torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        for _ in range(repeats)
+    ]
     for start, stop in events:
         start.record()
         graph.replay()
         stop.record()
     torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(stop) for start, stop in events) / 1e3 / len(calls)
+    return float(statistics.median(start.elapsed_time(stop) for start, stop in events)) / 1e3 / len(calls)
 
 
 def describe_machine(device: torch.device, dtype: torch.dtype) -> Machine:

@@ -1,0 +1,192 @@
+"""The compiled kernel on a GPU: numbers, determinism, graphs that are replayed while branches grow and fork."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from frtool.kernels.allocator import PhysicalKVAllocator
+from frtool.kernels.plan import plan_tree
+from frtool.kernels.reference import ReferencePlan, attend_reference
+from frtool.kernels.schedule import CostRule
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 1e-6}
+
+
+def rules(seed: int) -> CostRule | None:
+    """The default, and ones that take wide items and splits wherever they can."""
+    return [
+        None,
+        CostRule(132, item=0.01, piece=0.01, narrow_key=0.1, own_run=16),
+        CostRule(132, item=0.01, piece=0.01, narrow_key=0.05, wide_items=3, narrow_items=2),
+        CostRule(4, narrow_items=9),
+    ][seed % 4]
+
+
+def random_pool(
+    seed: int, *, branches: int = 40, longest: int = 300, block_size: int = 16, kv_heads: int = 2, head_dim: int = 128,
+    dtype: torch.dtype = torch.float16,
+) -> tuple[PhysicalKVAllocator, list[int], random.Random]:  # fmt: skip
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    blocks = branches * (2 * longest // block_size + 4)
+    pool = PhysicalKVAllocator(blocks, block_size, kv_heads, head_dim, "cuda", 1, dtype)
+    ids = [pool.alloc_branch(rng.randint(1, longest)).branch_id for _ in range(rng.randint(1, 3))]
+    while len(ids) < branches:
+        parent = rng.choice(ids)
+        position = rng.randint(1, pool.length(parent))
+        ids.append(pool.alloc_branch(position + rng.randint(0, longest // 2), parent, position).branch_id)
+    rng.shuffle(ids)
+    pool.kv_cache.normal_()
+    return pool, ids, rng
+
+
+def poison(pool: PhysicalKVAllocator, ids: list[int]) -> None:
+    held = torch.zeros(pool.num_blocks * pool.block_size, dtype=torch.bool, device="cuda")
+    for branch in ids:
+        held[torch.from_numpy(pool.slots(branch)).cuda()] = True
+    for cache in (pool.k_cache, pool.v_cache):
+        cache.flatten(1, 2)[:, ~held] = torch.nan
+
+
+def attend(pool: Any, plan: Any, q: torch.Tensor, out: torch.Tensor, **options: Any) -> torch.Tensor:
+    from frtool.kernels.triton_tree import attend_triton
+
+    settings = {"scale": q.shape[2] ** -0.5, "window": None, "softcap": None, "sinks": None, "layer": 0, **options}
+    return attend_triton(q, pool, plan, out=out, **settings)
+
+
+def error(pool: Any, ids: list[int], q_lens: list[int], q: torch.Tensor, out: torch.Tensor, **options: Any) -> float:
+    plan = ReferencePlan(plan_tree(pool, ids, q_lens))
+    settings = {"scale": q.shape[2] ** -0.5, "window": None, "softcap": None, "sinks": None, "layer": 0, **options}
+    expected = torch.empty(q.shape, dtype=torch.float64, device="cuda")
+    attend_reference(q.double(), pool, plan, out=expected, dtype=torch.float64, **settings)
+    return float((out.double() - expected).norm() / expected.norm())
+
+
+def check(seed: int, *, group: int = 4, most_queries: int = 1, options: dict[str, Any] | None = None, **pool: Any):
+    from frtool.kernels.triton_tree import plan_triton
+
+    allocator, ids, rng = random_pool(seed, **pool)
+    q_lens = [min(rng.randint(1, most_queries), allocator.length(i)) for i in ids]
+    heads = allocator.num_kv_heads * group
+    options = dict(options or {})
+    if options.get("sinks"):
+        options["sinks"] = torch.randn(heads, device="cuda")
+    q = torch.randn(sum(q_lens), heads, allocator.head_dim, device="cuda").to(allocator.dtype)
+    poison(allocator, ids)
+    plan = plan_triton(allocator, plan_tree(allocator, ids, q_lens))
+    launch = plan.launch_for(heads, rule=rules(seed))
+    launch.partial.fill_(torch.nan)
+    launch.partial_lse.fill_(torch.nan)
+    outs = [attend(allocator, plan, q, torch.full_like(q, torch.nan), **options) for _ in range(4)]
+    assert all(torch.equal(outs[0], out) for out in outs[1:]), "not bit-identical from run to run"
+    assert not launch.arrivals.any()
+    assert error(allocator, ids, q_lens, q, outs[0], **options) < TOLERANCE[allocator.dtype]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "kv_heads", "group", "block_size", "most_queries"),
+    [
+        pytest.param(torch.float16, 128, 8, 4, 16, 1, id="fp16"),
+        pytest.param(torch.bfloat16, 128, 8, 4, 16, 7, id="bf16"),
+        pytest.param(torch.float32, 128, 2, 4, 16, 3, id="fp32"),
+        pytest.param(torch.float16, 64, 4, 8, 8, 1, id="d64"),
+        pytest.param(torch.bfloat16, 80, 3, 5, 24, 2, id="d80"),
+        pytest.param(torch.float16, 96, 1, 16, 64, 1, id="d96"),
+        pytest.param(torch.float16, 256, 2, 3, 128, 5, id="d256"),
+        pytest.param(torch.bfloat16, 128, 32, 1, 16, 1, id="no-gqa"),
+    ],
+)
+def test_matches_the_reference(
+    seed: int, dtype: torch.dtype, head_dim: int, kv_heads: int, group: int, block_size: int, most_queries: int
+) -> None:
+    check(
+        seed, group=group, most_queries=most_queries, dtype=dtype, head_dim=head_dim, kv_heads=kv_heads,
+        block_size=block_size, branches=(24, 90)[seed % 2],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("options", [{"window": 37}, {"softcap": 5.0, "sinks": True}, {"window": 100, "sinks": True}])
+def test_options_match_the_reference(seed: int, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    check(seed, dtype=dtype, options=options, most_queries=3)
+
+
+def test_a_captured_graph_serves_while_branches_grow_fork_and_die() -> None:
+    from frtool.kernels.triton_tree import plan_triton
+
+    pool, ids, rng = random_pool(5, branches=60)
+    rows = 80
+    q = torch.randn(rows, 8, 128, device="cuda", dtype=torch.float16)
+    out = torch.full_like(q, torch.nan)
+    plan = plan_triton(pool, plan_tree(pool, ids))
+    attend(pool, plan, q, out)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        attend(pool, plan, q, out)
+    captures = 1
+    for step in range(80):
+        pool.append_many(ids, [1] * len(ids))
+        if step % 8 == 5:
+            pool.free_branch(ids.pop(rng.randrange(len(ids))))
+            ids.append(pool.fork(rng.choice(ids)).branch_id)
+        if not plan.update(plan_tree(pool, ids)):
+            captures += 1
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                attend(pool, plan, q, out)
+        out.fill_(torch.nan)
+        graph.replay()
+        if step % 8 == 5:
+            count = len(ids)
+            assert error(pool, ids, [1] * count, q[:count], out[:count]) < 1e-3
+            assert out[count:].isnan().all(), "rows after the last query are left alone"
+    assert captures <= 3
+
+
+def test_addresses_exceed_32_bits() -> None:
+    from frtool.kernels.triton_tree import plan_triton
+
+    blocks = (1 << 31) // (16 * 8 * 128) + 64  # more elements in K than an int32 can count
+    if torch.cuda.mem_get_info()[0] < 2 * 2 * blocks * 16 * 8 * 128 + (2 << 30):
+        pytest.skip("needs 11 GB of free device memory")
+    pool = PhysicalKVAllocator(blocks, 16, 8, 128, "cuda", 1, torch.float16)
+    pool.alloc_branch((blocks - 60) * 16)
+    ids = [pool.alloc_branch(200).branch_id for _ in range(4)]
+    for branch in ids:
+        slots = torch.from_numpy(pool.slots(branch)).cuda()
+        pool.write(0, slots, *(torch.randn(200, 8, 128, device="cuda") for _ in range(2)))
+    q = torch.randn(4, 32, 128, device="cuda", dtype=torch.float16)
+    plan = plan_triton(pool, plan_tree(pool, ids))
+    out = attend(pool, plan, q, torch.full_like(q, torch.nan))
+    assert error(pool, ids, [1] * 4, q, out) < 1e-3
+
+
+@pytest.mark.slow
+def test_ten_thousand_random_plans() -> None:
+    """One pool layout a hundred plans: subsets of its branches under every cost rule."""
+    from frtool.kernels.triton_tree import plan_triton
+
+    for seed in range(100):
+        pool, ids, rng = random_pool(seed, branches=48, longest=(60, 400)[seed % 2])
+        q = torch.randn(len(ids), 8, 128, device="cuda", dtype=torch.float16)
+        expected = torch.empty(q.shape, dtype=torch.float64, device="cuda")
+        attend_reference(
+            q.double(), pool, ReferencePlan(plan_tree(pool, ids)), layer=0, scale=128**-0.5, window=None, softcap=None,
+            sinks=None, out=expected, dtype=torch.float64,
+        )  # fmt: skip
+        for trial in range(100):
+            rows = rng.sample(range(len(ids)), rng.randint(1, len(ids)))
+            plan = plan_triton(pool, plan_tree(pool, [ids[i] for i in rows]))
+            plan.launch_for(8, rule=rules(trial))
+            out = attend(pool, plan, q[rows], torch.full_like(q[rows], torch.nan))
+            wanted = expected[rows]
+            assert float((out.double() - wanted).norm() / wanted.norm()) < 1e-3, (seed, trial)

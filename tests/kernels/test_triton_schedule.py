@@ -1,0 +1,158 @@
+"""Work items: every key that a query may see is read for it once, whatever the tree and the cost rule."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from frtool.bench.attention_cases import build_case, level_case
+from frtool.kernels.plan import TreePlan, plan_tree
+from frtool.kernels.schedule import NARROW, WIDE, CostRule, Schedule, TileShape, grown, schedule_tree
+
+SHAPE = TileShape(group_queries=4, tile_groups=8, wide_keys=64, narrow_keys=64, entry=16)
+
+
+def reads(tree: TreePlan, shape: TileShape, schedule: Schedule) -> np.ndarray:
+    """int `[T, slots]`: how often each query, by its row of q, is given each slot of the pool."""
+    count = np.zeros((tree.num_queries, (int(tree.tables.max()) + 1) * tree.block_size), np.int64)
+    for kind, first, full, keys, group0, groups, low, high in schedule.items[:, :8].tolist():
+        assert kind in (NARROW, WIDE)
+        assert full <= keys
+        assert groups <= (1 if kind == NARROW else shape.tile_groups)
+        query0 = group0 * shape.group_queries
+        for local in range(groups * shape.group_queries):
+            query = query0 + local
+            if query >= tree.num_queries:
+                continue
+            for at in range(keys):
+                entry, offset = first + at // shape.entry, at % shape.entry
+                meta = int(schedule.entry_meta[entry])
+                position = int(schedule.entry_base[entry]) + offset
+                if at < full:
+                    seen = low <= local < high
+                else:
+                    owned = meta & 255 <= local < (meta & 255) + (meta >> 8 & 255)
+                    seen = owned and offset < meta >> 16 and position <= schedule.query_pos[query]
+                slot = int(schedule.entry_block[entry]) * shape.entry + offset
+                count[schedule.query_token[query], slot] += seen
+    return count
+
+
+def expected_reads(tree: TreePlan) -> np.ndarray:
+    positions = tree.query_positions()
+    count = np.zeros((tree.num_queries, (int(tree.tables.max()) + 1) * tree.block_size), np.int64)
+    for branch in range(len(tree.branch_ids)):
+        for token in range(tree.q_start[branch], tree.q_start[branch + 1]):
+            seen = np.arange(positions[token] + 1)
+            count[token, tree.tables[branch][seen // tree.block_size] * tree.block_size + seen % tree.block_size] = 1
+    return count
+
+
+rules = st.builds(
+    CostRule,
+    multiprocessors=st.sampled_from([1, 4, 132]),
+    item=st.sampled_from([0.001, 3.0]),
+    piece=st.sampled_from([0.001, 0.3]),
+    narrow_key=st.sampled_from([0.014, 0.1]),
+    own_run=st.sampled_from([16, 128]),
+    wide_items=st.sampled_from([None, 3]),
+    narrow_items=st.sampled_from([None, 2]),
+)
+
+
+SIZES = [(16, 16), (32, 16), (8, 8), (24, 24)]
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 10**6), st.sampled_from([1, 1, 5]), st.sampled_from(SIZES), rules)
+def test_every_visible_key_is_read_once(
+    random_forest: Callable[..., Any], seed: int, most_queries: int, sizes: tuple[int, int], rule: CostRule
+) -> None:
+    block_size, entry = sizes
+    forest = random_forest(
+        seed, block_size=block_size, steps=14, longest=90, most_queries=most_queries, kv_heads=1, head_dim=1
+    )
+    tree = plan_tree(forest.allocator, forest.branch_ids, forest.q_lens)
+    shape = TileShape(4, 8, 64, 64, entry)
+    schedule = schedule_tree(tree, shape, 2, rule)
+    assert np.array_equal(reads(tree, shape, schedule), expected_reads(tree))
+
+
+def test_shared_prompt_is_read_by_wide_items_and_tails_by_narrow_ones() -> None:
+    pool, ids = build_case(
+        level_case("tree", (1, 256), (2048, 32)), kv_heads=1, head_dim=1, block_size=16, layers=1, device="cpu",
+        dtype=torch.float32,
+    )  # fmt: skip
+    schedule = schedule_tree(plan_tree(pool, ids), SHAPE, 8, CostRule(132))
+    kinds = schedule.items[:, 0]
+    assert set(kinds) == {NARROW, WIDE}
+    assert schedule.items[kinds == WIDE, 3].sum() == 8 * 2048  # tiles of 32 queries
+    assert schedule.items[kinds == NARROW, 3].sum() == 256 * 32
+
+
+def test_without_sharing_there_are_no_wide_items_and_nothing_to_merge() -> None:
+    pool, ids = build_case(
+        level_case("none", (64,), (128,)), kv_heads=1, head_dim=1, block_size=16, layers=1, device="cpu",
+        dtype=torch.float32,
+    )  # fmt: skip
+    schedule = schedule_tree(plan_tree(pool, ids), SHAPE, 32, CostRule(132))
+    assert set(schedule.items[:, 0]) == {NARROW}
+    assert schedule.num_slots == schedule.num_groups == 16
+
+
+def test_one_long_branch_is_split_beside_short_ones() -> None:
+    pool, ids = build_case(
+        level_case("short", (255,), (64,)), kv_heads=1, head_dim=1, block_size=16, layers=1, device="cpu",
+        dtype=torch.float32,
+    )  # fmt: skip
+    pool.append(ids[-1], 10)
+    short = schedule_tree(plan_tree(pool, ids), SHAPE, 8, CostRule(132))
+    from frtool.kernels.allocator import PhysicalKVAllocator
+
+    longer = PhysicalKVAllocator(4096, 16, 1, 1)
+    branches = [longer.alloc_branch(64).branch_id for _ in range(255)] + [longer.alloc_branch(32768).branch_id]
+    schedule = schedule_tree(plan_tree(longer, branches), SHAPE, 8, CostRule(132))
+    assert schedule.items[:, 3].max() < 32768 / 4
+    assert len(schedule.items) > len(short.items)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "tokens", "most_ms"), [((1, 256), (2048, 64), 3.0), ((1, 2, 4, 8, 16, 32, 64, 128, 1024), (16,) * 9, 8.0)]
+)
+def test_scheduling_takes_no_per_token_python(nodes: tuple[int, ...], tokens: tuple[int, ...], most_ms: float) -> None:
+    """Bounds several times the time on an idle core, so that only another complexity breaks them."""
+    case = level_case("tree", nodes, tokens)
+    pool, ids = build_case(
+        case, kv_heads=1, head_dim=1, block_size=16, layers=1, device="cpu", dtype=torch.float32
+    )  # fmt: skip
+    tree = plan_tree(pool, ids)
+    times = []
+    for _ in range(20):
+        begin = time.perf_counter()
+        schedule_tree(tree, SHAPE, 8, CostRule(132))
+        times.append(time.perf_counter() - begin)
+    assert min(times) < most_ms / 1e3
+
+
+def test_growth_inside_the_last_blocks_needs_no_new_schedule(random_forest: Callable[..., Any]) -> None:
+    forest = random_forest(4, block_size=32, steps=20, kv_heads=1, head_dim=1)
+    pool, ids = forest.allocator, forest.branch_ids
+    rule = CostRule(4, item=0.001, narrow_key=0.1)
+    kept = 0
+    tree = plan_tree(pool, ids)
+    schedule = schedule_tree(tree, SHAPE, 1, rule)
+    for _ in range(12):
+        pool.append_many(ids, [1] * len(ids))
+        before, tree = tree, plan_tree(pool, ids)
+        follower = grown(schedule, before, tree, SHAPE.entry)
+        kept += follower is not None
+        schedule = follower or schedule_tree(tree, SHAPE, 1, rule)
+        assert np.array_equal(reads(tree, SHAPE, schedule), expected_reads(tree))
+    assert 0 < kept < 12
