@@ -12,14 +12,14 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+
+from frtool.config import SearchConfig
+from frtool.errors import ModelError
 from frtool.search.budget import Budget
 from frtool.search.events import Event, child_id
 from frtool.search.protocols import Expand, KVStats, Step
 from frtool.search.registry import make_algorithm
 from frtool.search.run import run_search
-
-from frtool.config import SearchConfig
-from frtool.errors import ModelError
 
 
 @dataclass

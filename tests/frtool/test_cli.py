@@ -14,13 +14,13 @@ import xml.dom.minidom
 from dataclasses import fields
 
 import pytest
-from frtool.search.events import Ended, RunStarted
-from frtool.search.registry import ALGORITHMS
 
 from frtool import __version__
 from frtool.cli.app import run
 from frtool.cli.search import search
 from frtool.config import SearchConfig
+from frtool.search.events import Ended, RunStarted
+from frtool.search.registry import ALGORITHMS
 from frtool.trace import TraceReader
 
 PUZZLE = "Make 24 from 4, 5, 6, 10"

@@ -9,8 +9,8 @@ import subprocess
 import time
 
 import pytest
-from frtool.search.events import Ended
 
+from frtool.search.events import Ended
 from frtool.trace import TraceReader
 
 

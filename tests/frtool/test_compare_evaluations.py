@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from frtool.search.events import RunStarted
 
 from frtool.cli.app import run
 from frtool.replay.evaluations import pair, read_results, sign_test
+from frtool.search.events import RunStarted
 from frtool.trace import TraceWriter
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+
 from frtool.kernels.allocator import PhysicalKVAllocator
 from frtool.kernels.attention import plan_attention
-
 from frtool.models import hook
 
 VOCAB = 61

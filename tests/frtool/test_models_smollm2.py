@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from frtool.kernels.allocator import PhysicalKVAllocator
 from frtool.kernels.attention import plan_attention
-
 from frtool.models.hook import ATTENTION_NAME, TreeBatch, forward_tree
 from frtool.models.load import load_model
 from frtool.models.prompt import chat_prompt_ids

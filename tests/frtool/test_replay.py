@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from frtool.search.events import Backup, Ended, Event, NodeAdded, Pruned
 
 from frtool.cli.app import run
 from frtool.replay.difference import compare_trees
+from frtool.search.events import Backup, Ended, Event, NodeAdded, Pruned
 from frtool.trace import TraceWriter
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from frtool.search.protocols import Step
-from frtool.search.tree import Node, SearchTree
 
 from frtool.scoring import LogprobScorer, StepRewardScorer, VerdictScorer
+from frtool.search.protocols import Step
+from frtool.search.tree import Node, SearchTree
 
 
 def grow(*steps: tuple[str, int, float, str], reward: float | None = None) -> tuple[SearchTree, list[Node], list[Step]]:

@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from frtool.search.events import Ended, NodeAdded
-from frtool.search.protocols import OutOfMemory, Step
-from frtool.search.tree import Node, SearchTree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +19,9 @@ from frtool.scoring.preset import RewardPreset, find_preset, parse_preset
 from frtool.scoring.reward_model import RewardModelScorer
 from frtool.scoring.self_eval import QUESTION as SELF_QUESTION
 from frtool.scoring.self_eval import SelfEvalScorer
+from frtool.search.events import Ended, NodeAdded
+from frtool.search.protocols import OutOfMemory, Step
+from frtool.search.tree import Node, SearchTree
 from frtool.session import Session
 
 QUESTION = "What is 3 + 4 * 2?"

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from frtool.search.events import Ended, Event, NodeAdded, RunStarted, Tick
 
 from frtool.cli.app import run
 from frtool.cli.show import FORMATS
 from frtool.export.recorded import event_seconds, read_search
+from frtool.search.events import Ended, Event, NodeAdded, RunStarted, Tick
 from frtool.trace import TraceWriter
 
 HOSTILE = (

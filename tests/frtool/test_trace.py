@@ -9,11 +9,11 @@ import os
 from pathlib import Path
 
 import pytest
-from frtool.search.events import Backup, Ended, NodeAdded, Pruned, RunStarted, Selected, Tick, to_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frtool.errors import UsageError
+from frtool.search.events import Backup, Ended, NodeAdded, Pruned, RunStarted, Selected, Tick, to_record
 from frtool.trace import MAX_LINE_BYTES, TraceError, TraceReader, TraceWriter
 
 TEXT = st.text(st.characters(), max_size=40)

@@ -16,7 +16,6 @@ pexpect = pytest.importorskip("pexpect")
 pyte = pytest.importorskip("pyte")
 
 from frtool.search.events import Ended, NodeAdded, RunStarted  # noqa: E402
-
 from frtool.trace import TraceWriter  # noqa: E402
 from frtool.view.live import FRAME_SECONDS, LiveView  # noqa: E402
 from frtool.view.plain import PlainView  # noqa: E402

@@ -6,11 +6,11 @@ import json
 import re
 
 import pytest
-from frtool.search.events import Backup, Ended, NodeAdded, Pruned, RunStarted, Selected, Tick
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from frtool.search.events import Backup, Ended, NodeAdded, Pruned, RunStarted, Selected, Tick
 from frtool.view.draw import draw
 from frtool.view.fold import fold
 from frtool.view.glyphs import ASCII, UNICODE

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from frtool.kernels.allocator import PhysicalKVAllocator
 from frtool.kernels.plan import plan_tree
 from frtool.kernels.reference import ReferencePlan, attend_reference

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 import torch
-from frtool.kernels.allocator import OutOfBlocks, PhysicalKVAllocator
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+
+from frtool.kernels.allocator import OutOfBlocks, PhysicalKVAllocator
 
 BLOCKS = 24
 

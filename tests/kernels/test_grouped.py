@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+
 from frtool.kernels import grouped
 from frtool.kernels.allocator import PhysicalKVAllocator
 from frtool.kernels.attention import plan_attention, tree_attention

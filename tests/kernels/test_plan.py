@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from frtool.kernels.allocator import PhysicalKVAllocator, UnknownBranch
 from frtool.kernels.plan import TreePlan, plan_tree
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from frtool.kernels.allocator import PhysicalKVAllocator
 from frtool.kernels.attention import tree_attention
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+
 from frtool.search.budget import Budget
 from frtool.search.events import ROOT_ID, Event, NodeAdded, child_id
 from frtool.search.protocols import Expand, KVStats, Step

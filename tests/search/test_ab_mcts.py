@@ -6,6 +6,7 @@ import math
 import statistics
 
 import pytest
+
 from frtool.search.ab_mcts import ABMCTS, Arm
 from frtool.search.budget import Budget
 from frtool.search.noise import Stream

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from frtool.search.budget import Budget
 from frtool.search.events import Pruned
 

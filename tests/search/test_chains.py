@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from frtool.search.events import id_order
 from frtool.search.registry import make_algorithm
 

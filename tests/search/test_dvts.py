@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from frtool.search.events import Pruned
 from frtool.search.registry import OptionError, make_algorithm
 

@@ -7,6 +7,7 @@ import random
 import statistics
 
 import pytest
+
 from frtool.search import gumbel
 from frtool.search.budget import Budget
 from frtool.search.events import Pruned

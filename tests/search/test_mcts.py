@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+
 from frtool.search.budget import Budget
 from frtool.search.events import Backup, Pruned
 from frtool.search.registry import OptionError, make_algorithm

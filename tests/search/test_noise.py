@@ -6,6 +6,7 @@ import math
 import statistics
 
 import pytest
+
 from frtool.search.noise import Stream
 
 

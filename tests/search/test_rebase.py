@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
-from frtool.search.events import Pruned
-from frtool.search.rebase import shares
 from hypothesis import given
 from hypothesis import strategies as st
+
+from frtool.search.events import Pruned
+from frtool.search.rebase import shares
 
 
 def test_a_hand_computed_level(search, scripted_model):

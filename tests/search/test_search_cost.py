@@ -6,6 +6,7 @@ import math
 import time
 
 import pytest
+
 from frtool.search.budget import Budget
 from frtool.search.protocols import KVStats, Step
 from frtool.search.registry import make_algorithm

@@ -6,6 +6,7 @@ import inspect
 import math
 
 import pytest
+
 from frtool.search.budget import Budget
 from frtool.search.registry import ALGORITHMS, CLASSES, OptionError, make_algorithm, resolve_options
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from frtool.search.budget import Budget
 from frtool.search.events import Backup, NodeAdded
 from frtool.search.registry import make_algorithm
 from frtool.search.run import run_search
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 CONFIGURATIONS = st.one_of(
     st.tuples(st.just("greedy"), st.just({})),

@@ -6,6 +6,7 @@ import itertools
 import re
 
 import pytest
+
 from frtool.search.budget import Budget
 from frtool.search.events import Ended, NodeAdded, Pruned, RunStarted, Selected, Tick, from_record, to_record
 from frtool.search.protocols import OutOfMemory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+
 from frtool.search.events import Backup, id_order
 from frtool.search.protocols import Expand, Step
 from frtool.search.tree import SearchTree

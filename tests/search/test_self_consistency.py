@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from frtool.search.registry import OptionError, make_algorithm
 from frtool.search.self_consistency import certainty
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from frtool.search.protocols import Step
 from frtool.search.registry import ALGORITHMS, make_algorithm
 from frtool.search.tree import SearchTree

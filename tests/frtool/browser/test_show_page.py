@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from frtool.search.events import Backup, Ended, NodeAdded, RunStarted, Selected, Tick
 
+from frtool.search.events import Backup, Ended, NodeAdded, RunStarted, Selected, Tick
 from frtool.view.model import TreeModel
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[2J\u202e 'x' \"y\" &amp; {{data}}"

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from frtool.search.protocols import Expand, Step
 
 from frtool.engine import Engine, EngineOptions
 from frtool.models.load import LoadedModel, RewardTokens
+from frtool.search.protocols import Expand, Step
 
 CHARACTERS = "0123456789+-*/=() \nabcdefghijklmnopqrstuvwxyz."
 SPECIAL = ["<bos>", "<eos>", "<pad>", "<prm>", "<+>", "<->"]

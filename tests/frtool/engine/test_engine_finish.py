@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from frtool.search.protocols import Expand
 
 from frtool.errors import FrtoolError, UsageError
 from frtool.models.load import LoadedModel
+from frtool.search.protocols import Expand
 
 Drive = Callable[..., Any]
 Chain = Callable[..., LoadedModel]

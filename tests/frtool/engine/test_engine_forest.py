@@ -6,17 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from frtool.engine import Engine, EngineOptions, Forest, Root
+from frtool.errors import FrtoolError, UsageError
+from frtool.models.load import LoadedModel
+from frtool.scoring import StepRewardScorer
 from frtool.search.budget import Budget
 from frtool.search.events import Ended, NodeAdded, to_record
 from frtool.search.forest import run_forest
 from frtool.search.protocols import Expand
 from frtool.search.registry import make_algorithm
 from frtool.search.run import pausing_search, run_search
-
-from frtool.engine import Engine, EngineOptions, Forest, Root
-from frtool.errors import FrtoolError, UsageError
-from frtool.models.load import LoadedModel
-from frtool.scoring import StepRewardScorer
 
 PROMPTS = ["make 24 from 4 5 6 10\n", "make 24 from 1 2 3\n", "reach 100\n", "make 24 from 9 9\n", "a\n"]
 Model = Callable[..., LoadedModel]

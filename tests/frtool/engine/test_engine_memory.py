@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from frtool.search.protocols import OutOfMemory
 
 from frtool.models.load import LoadedModel
+from frtool.search.protocols import OutOfMemory
 
 Drive = Callable[..., Any]
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from frtool.models.load import LoadedModel
+from frtool.scoring import LogprobScorer, StepRewardScorer
 from frtool.search.budget import Budget
 from frtool.search.events import Ended, NodeAdded, to_record
 from frtool.search.registry import make_algorithm
 from frtool.search.run import run_search
-
-from frtool.models.load import LoadedModel
-from frtool.scoring import LogprobScorer, StepRewardScorer
 
 
 class Text:

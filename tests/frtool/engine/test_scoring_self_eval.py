@@ -7,11 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from frtool.search.protocols import OutOfMemory, Step
-from frtool.search.tree import Node, SearchTree
 
 from frtool.errors import UsageError
 from frtool.scoring.self_eval import SelfEvalScorer
+from frtool.search.protocols import OutOfMemory, Step
+from frtool.search.tree import Node, SearchTree
 
 ASK = "is this right? say yes or no"
 
