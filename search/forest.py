@@ -10,7 +10,7 @@ from .protocols import Forest, OutOfMemory
 from .run import Search, failed
 
 Start = Callable[[], Search]
-"""Plants a generator in the forest and begins a search on it. It may raise; OutOfMemory asks to be called again later."""
+"""Plants a generator in the forest and begins its search. It may raise; OutOfMemory asks to be called again later."""
 
 
 def run_forest(
