@@ -56,7 +56,7 @@ def _summary(cell: Cell, results: list[Result]) -> Summary:
     unshared = max(result.kv_unshared_peak_bytes for result in results)
 
     def mean(name: str) -> float:
-        return sum(getattr(result, name) for result in results) / n
+        return float(sum(getattr(result, name) for result in results)) / n
 
     return Summary(
         task=cell.task,
