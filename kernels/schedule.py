@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .cost import CostRule, TileShape, ceil_div, choose_wide, narrow_chunk, wide_chunk
 from .plan import TreePlan
 
 NARROW, WIDE = 1, 2
@@ -19,47 +20,6 @@ ITEM_FIELDS = 32
 """kind, first entry, full keys, keys, first group, groups, owners lo and hi; then for up to eight groups: the slot of
 the item's partial result, the group's first slot, its number of parts."""
 _SLOT, _FIRST_SLOT, _PARTS = 8, 16, 24
-
-
-@dataclass(frozen=True, slots=True)
-class TileShape:
-    """What the kernel takes at once."""
-
-    group_queries: int
-    """Query tokens of a group, the rows of a narrow tile."""
-    tile_groups: int
-    """Groups of a wide tile, at most eight; 0: the kernel has no wide tiles."""
-    wide_keys: int
-    narrow_keys: int
-    """Keys of a round."""
-    entry: int
-    """Tokens of an entry: a divisor of the block size, at most the keys of a round."""
-
-
-@dataclass(frozen=True, slots=True)
-class CostRule:
-    """Microseconds of a multiprocessor, for a head of `scale` * 256 bytes, fitted on an H100."""
-
-    multiprocessors: int
-    scale: float = 1.0
-    narrow_key: float = 0.014
-    """A key that a narrow item reads for one group."""
-    wide_key: float = 0.03
-    """A key of a wide tile that all its owners see."""
-    masked_key: float = 0.04
-    """A key of a wide tile that needs a mask."""
-    item: float = 3.0
-    """What an item costs whatever it reads."""
-    piece: float = 0.3
-    """A partial result of a group: written and read."""
-    merge: float = 0.2
-    wide_merge: float = 0.85
-    """A part of a group, or of a wide tile, that is merged at the end while nothing else is left to run."""
-    own_run: int = 128
-    """Keys that a part of a tile must share to get a wide item of their own."""
-    wide_items: int | None = None
-    narrow_items: int | None = None
-    """Split each stream into at most so many items; None: as many as finish first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +59,6 @@ class _Streams:
     owners_lo: np.ndarray
     owners_hi: np.ndarray
     """Per stream: its groups; the queries, from its first, for which full entries count."""
-
-
-def _ceil(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
-    return -(-a // b)
 
 
 def _within(counts: np.ndarray) -> np.ndarray:
@@ -148,7 +104,7 @@ def schedule_tree(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule) 
     group_lo, group_hi = lo // shape.group_queries, (hi - 1) // shape.group_queries + 1
     covers = (lo == tile * tile_queries) & (hi == np.minimum((tile + 1) * tile_queries, total))
 
-    wide = _choose_wide(tile, group_hi - group_lo, covers, entries * size, num_groups, heads, shape, rule)
+    wide = choose_wide(tile, group_hi - group_lo, covers, entries * size, num_groups, heads, shape, rule)
     streams = []
     if wide.any():
         streams.append(
@@ -207,42 +163,6 @@ def _held(tree: TreePlan, node: np.ndarray, base: np.ndarray, size: int) -> np.n
     """Per entry: tokens of it that the longest branch below its node holds."""
     ends = np.maximum.reduceat(np.append(tree.lengths[tree.order], 0), _spans(tree))[::2]
     return np.clip(ends[node] - base, 0, size)
-
-
-def _choose_wide(
-    tile: np.ndarray, reach: np.ndarray, covers: np.ndarray, keys: np.ndarray, num_groups: int, heads: int,
-    shape: TileShape, rule: CostRule,
-) -> np.ndarray:  # fmt: skip
-    """Which (node, tile) pairs go to wide items. Each tile takes the cheapest of three: none, all, or every pair that
-    gains by it. The whole takes none if that finishes first."""
-    none = np.zeros(len(tile), bool)
-    if shape.tile_groups < 2 or num_groups < 2:
-        return none
-    work = keys * rule.scale
-    narrow_time = reach * work * rule.narrow_key
-    wide_time = work * np.where(covers | (keys >= rule.own_run), rule.wide_key, rule.masked_key)
-    gain = narrow_time - wide_time
-    gains = gain > 0
-    tiles = int(tile.max()) + 1
-    groups = np.minimum(num_groups - np.arange(tiles) * shape.tile_groups, shape.tile_groups)
-    mixed = np.bincount(tile, np.maximum(gain, 0), tiles) - rule.item - groups * rule.piece
-    rest = np.where(gains, gain, narrow_time - work * rule.masked_key)
-    every = np.bincount(tile, rest, tiles) + (groups - 1) * rule.item
-    all_wide = every > np.maximum(mixed, 0)
-    wide = (all_wide | (mixed > 0))[tile] & (all_wide[tile] | gains)
-    if not wide.any():
-        return none
-
-    # Both ways end to end: all the work shared out, or if that takes longer, the longest chain of one tile's parts.
-    per_tile = np.bincount(tile, np.where(wide, wide_time, 0), tiles)
-    left = narrow_time[~wide].sum()
-    pieces = np.arange(1, 33)
-    waves = _ceil(pieces * np.count_nonzero(per_tile) * heads, rule.multiprocessors)
-    chain = waves * per_tile.max() / pieces + 2 * rule.item + (pieces + (left > 0)) * rule.wide_merge
-    items = num_groups * heads / (2 * rule.multiprocessors)
-    together = (per_tile.sum() + left) * heads / rule.multiprocessors + (left > 0) * items * rule.item
-    alone = narrow_time.sum() * heads / rule.multiprocessors + max(items, 1) * rule.item + rule.merge / min(items, 1)
-    return none if alone < max(chain.min(), together) else wide
 
 
 def _narrow_streams(node: np.ndarray, entries: np.ndarray, group_lo: np.ndarray, group_hi: np.ndarray) -> _Streams:
@@ -312,11 +232,11 @@ def _split(
     align = max(keys // size, 1)
     most = rule.wide_items if wide else rule.narrow_items
     if most is None:
-        chunk = (_wide_chunk if wide else _narrow_chunk)(count, align, size * rule.scale, heads, rule)
+        chunk = (wide_chunk if wide else narrow_chunk)(count, align, size * rule.scale, heads, rule)
     else:
-        chunk = _ceil(count, most)
-    chunk = np.maximum(_ceil(chunk, align) * align, 1)
-    number = _ceil(count, chunk)
+        chunk = ceil_div(count, most)
+    chunk = np.maximum(ceil_div(chunk, align) * align, 1)
+    number = ceil_div(count, chunk)
     of = np.repeat(np.arange(len(count)), number)
     begin = _within(number) * chunk[of]
     length = np.minimum(count[of] - begin, chunk[of])
@@ -330,38 +250,6 @@ def _split(
     items[:, 6] = stream.owners_lo[of]
     items[:, 7] = stream.owners_hi[of]
     return items
-
-
-_PIECES = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96])
-
-
-def _chunks(count: np.ndarray, align: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Candidates: into how many pieces the longest stream is cut, entries a piece, items of all streams."""
-    longest = int(count.max())
-    pieces = np.unique(np.minimum(_PIECES, -(-longest // align)))
-    chunks = _ceil(_ceil(np.array(longest), pieces), align) * align
-    return pieces, chunks, _ceil(count, chunks[:, None]).sum(axis=1)
-
-
-def _wide_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: CostRule) -> np.ndarray:
-    """Entries an item, for each wide stream: what finishes first with one program to a multiprocessor."""
-    pieces, chunks, number = _chunks(count, align)
-    mean = rule.item + count.sum() * size * rule.wide_key / number
-    longest = rule.item + chunks * size * rule.wide_key
-    finish = _ceil(number * heads, rule.multiprocessors) * mean + longest - mean + pieces * rule.wide_merge
-    return _ceil(count, _ceil(count, chunks[int(np.argmin(finish))]))
-
-
-def _narrow_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: CostRule) -> np.ndarray:
-    """Entries an item, for each narrow stream: what finishes first with two programs to a multiprocessor."""
-    pieces, chunks, number = _chunks(count, align)
-    programs = number * heads
-    work = (count.sum() * size * rule.narrow_key + number * rule.item) * heads / rule.multiprocessors
-    crowd = np.clip(programs / rule.multiprocessors, 1, 2)
-    waves = _ceil(programs, 2 * rule.multiprocessors)
-    chain = waves * (chunks * size * rule.narrow_key * crowd + rule.item)
-    finish = np.maximum(work, chain) + pieces * rule.merge
-    return _ceil(count, _ceil(count, chunks[int(np.argmin(finish))]))
 
 
 def _record(items: np.ndarray, num_groups: int) -> tuple[np.ndarray, int]:

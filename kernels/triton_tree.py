@@ -9,8 +9,9 @@ import torch
 import triton
 
 from .allocator import PhysicalKVAllocator
+from .cost import CostRule, TileShape
 from .plan import TreePlan, plan_tree
-from .schedule import ITEM_FIELDS, CostRule, Schedule, TileShape, grown, schedule_tree
+from .schedule import ITEM_FIELDS, Schedule, grown, schedule_tree
 from .tree_kernel import tree_attention_kernel
 from .tuning import FALLBACK, KernelConfig, multiprocessors, padded_head_dim, shipped_config, timed_config
 

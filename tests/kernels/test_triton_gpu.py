@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from frtool.kernels.allocator import PhysicalKVAllocator
+from frtool.kernels.cost import CostRule
 from frtool.kernels.plan import plan_tree
 from frtool.kernels.reference import ReferencePlan, attend_reference
-from frtool.kernels.schedule import CostRule
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from frtool.bench.attention_cases import build_case, level_case
+from frtool.kernels.cost import CostRule, TileShape
 from frtool.kernels.plan import TreePlan, plan_tree
-from frtool.kernels.schedule import NARROW, WIDE, CostRule, Schedule, TileShape, grown, schedule_tree
+from frtool.kernels.schedule import NARROW, WIDE, Schedule, grown, schedule_tree
 
 SHAPE = TileShape(group_queries=4, tile_groups=8, wide_keys=64, narrow_keys=64, entry=16)
 

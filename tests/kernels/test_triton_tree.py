@@ -15,8 +15,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from frtool.kernels.cost import CostRule
 from frtool.kernels.plan import plan_tree
-from frtool.kernels.schedule import CostRule
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("runs through test_triton_interpreter", allow_module_level=True)

@@ -1,0 +1,123 @@
+"""What work items cost, and so which blocks get wide items and how long streams are split.
+
+The constants are microseconds fitted on an H100; elsewhere only their ratios matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class TileShape:
+    """What the kernel takes at once."""
+
+    group_queries: int
+    """Query tokens of a group, the rows of a narrow tile."""
+    tile_groups: int
+    """Groups of a wide tile, at most eight; 0: the kernel has no wide tiles."""
+    wide_keys: int
+    narrow_keys: int
+    """Keys of a round."""
+    entry: int
+    """Tokens of an entry: a divisor of the block size, at most the keys of a round."""
+
+
+@dataclass(frozen=True, slots=True)
+class CostRule:
+    """Microseconds of a multiprocessor, for a head of `scale` * 256 bytes, fitted on an H100."""
+
+    multiprocessors: int
+    scale: float = 1.0
+    narrow_key: float = 0.014
+    """A key that a narrow item reads for one group."""
+    wide_key: float = 0.03
+    """A key of a wide tile that all its owners see."""
+    masked_key: float = 0.04
+    """A key of a wide tile that needs a mask."""
+    item: float = 3.0
+    """What an item costs whatever it reads."""
+    piece: float = 0.3
+    """A partial result of a group: written and read."""
+    merge: float = 0.2
+    wide_merge: float = 0.85
+    """A part of a group, or of a wide tile, that is merged at the end while nothing else is left to run."""
+    own_run: int = 128
+    """Keys that a part of a tile must share to get a wide item of their own."""
+    wide_items: int | None = None
+    narrow_items: int | None = None
+    """Split each stream into at most so many items; None: as many as finish first."""
+
+
+def ceil_div(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
+    return -(-a // b)
+
+
+def choose_wide(
+    tile: np.ndarray, reach: np.ndarray, covers: np.ndarray, keys: np.ndarray, num_groups: int, heads: int,
+    shape: TileShape, rule: CostRule,
+) -> np.ndarray:  # fmt: skip
+    """Which (node, tile) pairs go to wide items. Each tile takes the cheapest of three: none, all, or every pair that
+    gains by it. The whole takes none if that finishes first."""
+    none = np.zeros(len(tile), bool)
+    if shape.tile_groups < 2 or num_groups < 2:
+        return none
+    work = keys * rule.scale
+    narrow_time = reach * work * rule.narrow_key
+    wide_time = work * np.where(covers | (keys >= rule.own_run), rule.wide_key, rule.masked_key)
+    gain = narrow_time - wide_time
+    gains = gain > 0
+    tiles = int(tile.max()) + 1
+    groups = np.minimum(num_groups - np.arange(tiles) * shape.tile_groups, shape.tile_groups)
+    mixed = np.bincount(tile, np.maximum(gain, 0), tiles) - rule.item - groups * rule.piece
+    rest = np.where(gains, gain, narrow_time - work * rule.masked_key)
+    every = np.bincount(tile, rest, tiles) + (groups - 1) * rule.item
+    all_wide = every > np.maximum(mixed, 0)
+    wide = (all_wide | (mixed > 0))[tile] & (all_wide[tile] | gains)
+    if not wide.any():
+        return none
+
+    # Both ways end to end: all the work shared out, or if that takes longer, the longest chain of one tile's parts.
+    per_tile = np.bincount(tile, np.where(wide, wide_time, 0), tiles)
+    left = narrow_time[~wide].sum()
+    pieces = np.arange(1, 33)
+    waves = ceil_div(pieces * np.count_nonzero(per_tile) * heads, rule.multiprocessors)
+    chain = waves * per_tile.max() / pieces + 2 * rule.item + (pieces + (left > 0)) * rule.wide_merge
+    items = num_groups * heads / (2 * rule.multiprocessors)
+    together = (per_tile.sum() + left) * heads / rule.multiprocessors + (left > 0) * items * rule.item
+    alone = narrow_time.sum() * heads / rule.multiprocessors + max(items, 1) * rule.item + rule.merge / min(items, 1)
+    return none if alone < max(chain.min(), together) else wide
+
+
+_PIECES = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96])
+
+
+def _chunks(count: np.ndarray, align: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Candidates: into how many pieces the longest stream is cut, entries a piece, items of all streams."""
+    longest = int(count.max())
+    pieces = np.unique(np.minimum(_PIECES, -(-longest // align)))
+    chunks = ceil_div(ceil_div(np.array(longest), pieces), align) * align
+    return pieces, chunks, ceil_div(count, chunks[:, None]).sum(axis=1)
+
+
+def wide_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: CostRule) -> np.ndarray:
+    """Entries an item, for each wide stream: what finishes first with one program to a multiprocessor."""
+    pieces, chunks, number = _chunks(count, align)
+    mean = rule.item + count.sum() * size * rule.wide_key / number
+    longest = rule.item + chunks * size * rule.wide_key
+    finish = ceil_div(number * heads, rule.multiprocessors) * mean + longest - mean + pieces * rule.wide_merge
+    return ceil_div(count, ceil_div(count, chunks[int(np.argmin(finish))]))
+
+
+def narrow_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: CostRule) -> np.ndarray:
+    """Entries an item, for each narrow stream: what finishes first with two programs to a multiprocessor."""
+    pieces, chunks, number = _chunks(count, align)
+    programs = number * heads
+    work = (count.sum() * size * rule.narrow_key + number * rule.item) * heads / rule.multiprocessors
+    crowd = np.clip(programs / rule.multiprocessors, 1, 2)
+    waves = ceil_div(programs, 2 * rule.multiprocessors)
+    chain = waves * (chunks * size * rule.narrow_key * crowd + rule.item)
+    finish = np.maximum(work, chain) + pieces * rule.merge
+    return ceil_div(count, ceil_div(count, chunks[int(np.argmin(finish))]))
