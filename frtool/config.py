@@ -12,6 +12,8 @@ EMBEDDED = "embedded"
 VERDICTS = ("arithmetic", "math", "command")
 SCORERS = ("auto", "reward", "logprob", "self-eval", "prm", *VERDICTS)
 VERIFIERS = ("auto", "none", *VERDICTS)
+# What did best on held-out puzzles at this budget (benchmarks/game24-cpu.json).
+_EMBEDDED_BEAM = {"width": 40, "keep": 10, "oversample": 1.3}
 _BUDGETS = ("tokens", "nodes", "steps", "seconds")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -29,7 +31,7 @@ class SearchConfig:
 
     prompt: str
     model: str = EMBEDDED
-    algorithm: str = "mcts"
+    algorithm: str = "beam"
     algorithm_options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     tokens: int | None = None
@@ -84,6 +86,8 @@ class SearchConfig:
             changes["scorer"] = "prm"
         if self.verify == "auto" and (self.verify_command is not None or self.expected is not None):
             changes["verify"] = "math" if self.verify_command is None else "command"
+        if self.is_embedded and self.algorithm == "beam" and not self.algorithm_options and not budgeted:
+            changes["algorithm_options"] = dict(_EMBEDDED_BEAM)
         return replace(self, **changes)
 
     def record(self) -> dict[str, Any]:

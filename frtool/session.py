@@ -60,12 +60,13 @@ class Session:
         ModelError for a model that cannot.
         """
         progress: Progress = on_progress or (lambda _: None)
+        config = config.resolved()
         try:
             options = resolve_options(config.algorithm, config.algorithm_options, seed=config.seed)
             algorithm = make_algorithm(config.algorithm, options)
         except OptionError as error:
             raise UsageError(str(error), hint="`frtool search --help` lists the algorithms and their options") from None
-        config = replace(config.resolved(), algorithm_options=options)
+        config = replace(config, algorithm_options=options)
         puzzle = parse_puzzle(config.prompt)
         task = _task(config, puzzle)
         verifier = _verifier(config, puzzle)

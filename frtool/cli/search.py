@@ -49,7 +49,7 @@ def search(
     ] = EMBEDDED,
     algorithm: Annotated[
         str, typer.Option("--algorithm", "-a", help="How to search; the list stands below.", rich_help_panel=_ALGORITHM)
-    ] = "mcts",
+    ] = "beam",
     option: Annotated[
         list[str] | None,
         typer.Option(

@@ -188,7 +188,7 @@ class TestResults:
         text = path.read_text()
         xml.dom.minidom.parseString(text)
         assert "url(http" not in text
-        assert "mcts" in text
+        assert "beam" in text
         assert [p.name for p in tmp_path.iterdir()] == ["tree.svg"]
 
     def test_the_trace_is_the_run(self, capfd, tmp_path):
