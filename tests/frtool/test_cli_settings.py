@@ -44,7 +44,10 @@ def test_flags_beat_variables_and_variables_beat_the_file(file, capfd, monkeypat
 
 
 def test_flags_lists_and_numbers_are_read_as_on_the_command_line(file, capfd, monkeypatch):
-    file.write_text('[search]\nalgorithm = "mcts"\noffline = true\ntemperature = 0.5\noption = ["c_puct=2.5"]\ndelimiter = "\\\\n"\n')
+    file.write_text(
+        '[search]\nalgorithm = "mcts"\noffline = true\ntemperature = 0.5\noption = ["c_puct=2.5"]\n'
+        'delimiter = "\\\\n"\n'
+    )
     found = config(capfd)
     assert (found["offline"], found["temperature"], found["delimiter"]) == (True, 0.5, "\n")
     assert found["algorithm_options"] == {"c_puct": "2.5"}

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,7 +56,6 @@ def test_no_text_raises(text: str) -> None:
 
 
 @pytest.mark.parametrize("piece", ["(", "1+", "answer ", "\\boxed{", "* ", "1 ", "\n", "the answer is", "answer:\t"])
-def test_long_hostile_text_is_judged_quickly(piece: str) -> None:
-    started = time.perf_counter()
+@pytest.mark.timeout(30)  # anything worse than linear takes far longer
+def test_long_hostile_text_is_judged(piece: str) -> None:
     ExpressionTask(Puzzle((4, 5, 6, 10), 24)).answer(piece * 50_000)
-    assert time.perf_counter() - started < 2.0
