@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -16,6 +15,7 @@ from frtool.search.registry import OptionError, make_algorithm, resolve_options
 from frtool.tasks.arithmetic import ArithmeticTask, embedded_limit
 from frtool.tasks.general import ExpressionTask, GeneralTask
 from frtool.tasks.puzzle import Puzzle, parse_puzzle
+from frtool.threads import spin_briefly
 from frtool.verify.arithmetic import ArithmeticVerifier
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ class Session:
         judge = _judge(config.scorer, config, puzzle, verifier) if config.scorer in VERDICTS else None
         preset = _preset(config)
 
-        # Threads that spin for each other stall where other programs use the cores too. Read when torch is imported.
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+        spin_briefly()
         progress("starting torch")
         from frtool.engine import Engine, EngineOptions
         from frtool.models.load import load_model
@@ -230,6 +229,7 @@ def _reward_model(
     config: SearchConfig, preset: RewardPreset, policy: LoadedModel, algorithm: Algorithm, progress: Progress
 ) -> Scorer:
     from frtool.engine import EngineOptions
+    from frtool.models.devices import set_threads
     from frtool.models.reward import load_reward_model
     from frtool.scoring.reward_model import RewardModelScorer
 
@@ -243,6 +243,8 @@ def _reward_model(
         offline=config.offline,
         on_progress=progress,
     )
+    # Loading set the threads for the reward model alone, and the two share them.
+    set_threads(max(policy.parameters, loaded.parameters))
     options = EngineOptions.from_config(config, algorithm, reads_rewards=False)
     return RewardModelScorer(loaded, preset, config.prompt, expected_tokens=options.expected_tokens)
 

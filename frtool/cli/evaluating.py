@@ -16,6 +16,7 @@ from frtool.errors import FrtoolError
 from frtool.eval.plan import Plan
 from frtool.eval.record import Result, ResultFile
 from frtool.eval.summary import Summary, summarise
+from frtool.threads import spin_briefly
 from frtool.view.safe import safe_json
 
 from .stop import Stopper
@@ -94,8 +95,7 @@ def _run(
 
 
 def _load(plan: Plan, loaded: list[LoadedModel], tell: Callable[[str], None]) -> LoadedModel:
-    # Threads that spin for each other stall where other programs use the cores too. Read when torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    spin_briefly()
     from frtool.models.load import load_model
 
     search = plan.search
