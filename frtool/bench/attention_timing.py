@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from frtool.doctor.machine import processor
+
 Call = Callable[[], object]
 _COLD_BYTES = 256 << 20
 """Several times any L2: rotating over so much data finds none of it cached."""
@@ -91,21 +93,15 @@ def describe_machine(device: torch.device, dtype: torch.dtype) -> Machine:
         triton_version: str | None = triton.__version__
     except ImportError:
         triton_version = None
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{processor()}, {torch.get_num_threads()} threads"
     for known, (bandwidth, flops) in _PEAKS.items():
         if known in name:
             return Machine(name, torch.__version__, triton_version, torch.version.cuda, bandwidth, flops, False)
     bandwidth, flops = _measure_peaks(device, dtype)
     return Machine(name, torch.__version__, triton_version, torch.version.cuda, bandwidth, flops, True)
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = "CPU"
-    return f"{model}, {torch.get_num_threads()} threads"
 
 
 def _measure_peaks(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:

@@ -138,16 +138,9 @@ def _progress(line: str) -> None:
 def _machine() -> dict[str, Any]:
     import torch
 
-    return {"processor": _processor(), "python": platform.python_version(), "torch": torch.__version__}
+    from frtool.doctor.machine import processor
 
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+    return {"processor": processor(), "python": platform.python_version(), "torch": torch.__version__}
 
 
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
