@@ -111,9 +111,9 @@ def _load_directory(
     config = load_config(source.name, raw, directory, trust_remote_code)
     check_config(config, source.name)
     model_class = model_class_of(config, source.name, trust_remote_code)
-    geometry = _geometry(model_class, config, source.name)
+    geometry = attention_geometry(model_class, config, source.name)
     require_tokenizer(directory)
-    tokenizer = _tokenizer(source, directory, trust_remote_code)
+    tokenizer = read_tokenizer(source, directory, trust_remote_code)
     if source.kind == "hub":
         directory = hub.fetch_weights(source, directory, device, offline=offline, on_progress=progress)
     weights = summarize_weights(directory)
@@ -123,8 +123,8 @@ def _load_directory(
     require_memory(source.name, needed, device)
     progress(f"loading {source.name} ({weights.stored_bytes / 1e6:,.0f} MB)")
     options = {"trust_remote_code": True} if trust_remote_code else {}
-    model = _weights(model_class, source.name, directory, device, config=config, dtype=chosen, **options)
-    return _finish(source, str(directory), model, tokenizer, chosen, device, geometry)
+    model = read_weights(model_class, source.name, directory, device, config=config, dtype=chosen, **options)
+    return finish_loading(source, str(directory), model, tokenizer, chosen, device, geometry)
 
 
 def _load_gguf(
@@ -145,14 +145,14 @@ def _load_gguf(
         raise _gguf_failure(source, header, error) from None
     check_config(config, source.name)
     model_class = model_class_of(config, source.name, trust_remote_code=False)
-    geometry = _geometry(model_class, config, source.name)
-    tokenizer = _tokenizer(source, directory, False, gguf_file=file)
+    geometry = attention_geometry(model_class, config, source.name)
+    tokenizer = read_tokenizer(source, directory, False, gguf_file=file)
     progress(f"unpacking {source.name} ({header.parameters / 1e6:,.0f} M parameters)")
-    model = _weights(model_class, source.name, directory, device, config=config, dtype=chosen, gguf_file=file)
-    return _finish(source, str(source.path), model, tokenizer, chosen, device, geometry)
+    model = read_weights(model_class, source.name, directory, device, config=config, dtype=chosen, gguf_file=file)
+    return finish_loading(source, str(source.path), model, tokenizer, chosen, device, geometry)
 
 
-def _geometry(model_class: Any, config: Any, name: str) -> tuple[int, int]:
+def attention_geometry(model_class: Any, config: Any, name: str) -> tuple[int, int]:
     """Key-value heads and head size, from a dry run where no test has held the architecture to its own attention."""
     text = config.get_text_config(decoder=True)
     if config.model_type not in TESTED_TYPES and hasattr(model_class, "_from_config"):
@@ -166,7 +166,8 @@ def _geometry(model_class: Any, config: Any, name: str) -> tuple[int, int]:
     return kv_heads, int(getattr(text, "head_dim", None) or text.hidden_size // heads)
 
 
-def _tokenizer(source: ModelSource, directory: Path, trust_remote_code: bool, **options: Any) -> Any:
+def read_tokenizer(source: ModelSource, directory: Path, trust_remote_code: bool, **options: Any) -> Any:
+    """The tokenizer in `directory`. Raises ModelError."""
     from transformers import AutoTokenizer
 
     try:
@@ -179,7 +180,7 @@ def _tokenizer(source: ModelSource, directory: Path, trust_remote_code: bool, **
         ) from None
 
 
-def _weights(model_class: Any, name: str, directory: Path, device: torch.device, **options: Any) -> Any:
+def read_weights(model_class: Any, name: str, directory: Path, device: torch.device, **options: Any) -> Any:
     """The model with all its weights on `device`; nothing left at random values."""
     if device.type != "cpu":
         options["device_map"] = {"": device}
@@ -208,7 +209,7 @@ def _weights(model_class: Any, name: str, directory: Path, device: torch.device,
     return model.eval().requires_grad_(False)
 
 
-def _finish(
+def finish_loading(
     source: ModelSource,
     path: str,
     model: Any,

@@ -13,7 +13,7 @@ from . import hub
 from .architecture import load_config, model_class_of, quiet_transformers
 from .checkpoint import read_config, require_tokenizer, summarize_weights
 from .devices import choose_device, choose_dtype, set_threads
-from .load import LoadedModel, _finish, _geometry, _tokenizer, _weights, load_model
+from .load import LoadedModel, attention_geometry, finish_loading, load_model, read_tokenizer, read_weights
 from .memory import require_memory
 from .resolve import Progress, resolve_model
 from .support import check_config
@@ -83,9 +83,9 @@ def load_reward_model(
         config.architectures, config.tie_word_embeddings = None, True
         check_config(config, source.name)
         model_class = model_class_of(config, source.name, False)
-        geometry = _geometry(model_class, config, source.name)
+        geometry = attention_geometry(model_class, config, source.name)
         require_tokenizer(directory)
-        tokenizer = _tokenizer(source, directory, False)
+        tokenizer = read_tokenizer(source, directory, False)
         if source.kind == "hub":
             directory = hub.fetch_weights(source, directory, target, offline=offline, on_progress=progress)
         weights = summarize_weights(directory)
@@ -93,9 +93,9 @@ def load_reward_model(
         chosen = choose_dtype(dtype, target, weights.parameters)
         require_memory(source.name, weights.parameters * chosen.itemsize, target)
         progress(f"loading {source.name} ({weights.stored_bytes / 1e6:,.0f} MB)")
-        model = _weights(model_class, source.name, directory, target, config=config, dtype=chosen)
+        model = read_weights(model_class, source.name, directory, target, config=config, dtype=chosen)
         model.lm_head = head
-        return _finish(source, str(directory), model, tokenizer, chosen, target, geometry)
+        return finish_loading(source, str(directory), model, tokenizer, chosen, target, geometry)
 
 
 def read_head(name: str, files: Sequence[Path], tensors: str, hidden: int, classes: int) -> RewardHead:
