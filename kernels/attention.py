@@ -75,6 +75,10 @@ def tree_attention(
     from `plan_attention` to reuse over layers. `scale` defaults to D ** -0.5. A key is visible if its position on the
     branch is at most the query's and, with a `window`, above the query's minus `window`. `softcap` bounds the scores
     by softcap * tanh(score / softcap). `sinks` `[Hq]` are logits that count in the denominator only.
+
+    With a plan, q may have more rows than the plan has queries, as captured graphs need: such padding plays no part,
+    its rows of `out` are left as they are, and are zero in a result made here. When a captured graph is replayed after
+    an update of its plan, rows past the queries keep what they held.
     Raises ValueError for shapes, devices or options that do not fit. Inference only: no gradient flows.
     """
     _check_tensors(q, allocator, out, sinks)
@@ -93,12 +97,19 @@ def tree_attention(
         plan = plan_attention(allocator, branch_ids, q_lens, backend=backend)
     else:
         _check_plan(plan, allocator, branch_ids, q_lens, backend)
-    if q.shape[0] != plan.num_queries:
-        raise ValueError(f"q has {q.shape[0]} tokens but the branches ask with {plan.num_queries}")
+    asked = plan.num_queries
+    if q.shape[0] < asked or (q.shape[0] > asked and branch_ids is not None):
+        raise ValueError(f"q has {q.shape[0]} tokens but the branches ask with {asked}")
     if out is None:
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        make = torch.empty_like if q.shape[0] == asked else torch.zeros_like
+        out = make(q, memory_format=torch.contiguous_format)
+    settings = {"layer": layer, "scale": scale, "window": window, "softcap": softcap, "sinks": sinks}
     attend = _attend(plan.backend)
-    return attend(q, allocator, plan, layer=layer, scale=scale, window=window, softcap=softcap, sinks=sinks, out=out)
+    if plan.backend == "triton":  # a captured launch serves later plans too, with more queries among the same rows
+        attend(q, allocator, plan, out=out, **settings)
+    else:
+        attend(q[:asked], allocator, plan, out=out[:asked], **settings)
+    return out
 
 
 def _attend(backend: str) -> Callable[..., torch.Tensor]:

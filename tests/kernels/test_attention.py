@@ -68,6 +68,24 @@ def test_plans_have_a_common_face(pool, backend):
     assert tree_attention(torch.zeros(5, 4, 8), pool, [1, 0], plan=plan, backend=backend).shape == (5, 4, 8)
 
 
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_padding_rows_after_a_plans_queries_are_left_alone(pool, backend):
+    pool.kv_cache.normal_()
+    plan = plan_attention(pool, [0, 1], backend=backend)
+    q = torch.randn(2, 4, 8)
+    padded = torch.cat([q, torch.full((3, 4, 8), torch.nan)])
+    wanted = tree_attention(q, pool, plan=plan)
+    result = tree_attention(padded, pool, plan=plan)
+    assert torch.equal(result[:2], wanted)
+    assert not result[2:].any()
+    out = torch.full((5, 4, 8), 7.0)
+    assert tree_attention(padded, pool, plan=plan, out=out) is out
+    assert torch.equal(out[:2], wanted)
+    assert (out[2:] == 7).all()
+    with pytest.raises(ValueError, match="q has 1 tokens but the branches ask with 2"):
+        tree_attention(q[:1], pool, plan=plan)
+
+
 def test_the_default_backend_on_a_cpu_is_torch(pool):
     assert plan_attention(pool, [0]).backend == plan_attention(pool, [0], backend="auto").backend == "torch"
 
