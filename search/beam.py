@@ -24,10 +24,10 @@ class Beam:
     finished paths stay; the unfinished of these are the next beams. It ends when no unfinished path is among them.
     The answer is the finished path of highest value.
 
-    With `lookahead` k each unfinished child is rolled out by k sampled steps, or to the end of its path, before the
-    level is cut, and has the value of the path to there. These steps count against the budget like any other; they
-    stay in the tree, so that a beam's first child is that of its rollout, and a path that a rollout finished can be the
-    answer; it competes with the other paths from its own level on.
+    With `lookahead` k each unfinished child is rolled out by its k likeliest steps (temperature 0), or to the end of
+    its path, before the level is cut, and has the value of the path to there. These steps count against the budget like
+    any other; they stay in the tree, so that a beam's first child is that of its rollout, and a path that a rollout
+    finished can be the answer; it competes with the other paths from its own level on.
 
     Source: Snell et al. 2024, arXiv 2408.03314 (beam search against a process reward model, `width` = N samples and
     `keep` = N / M; lookahead search, which rolls out at temperature 0), with sampling without replacement in place of
@@ -43,7 +43,7 @@ class Beam:
     keep: int = option(4, "paths that stay after a level", minimum=1)
     expand: int | None = option(None, "distinct children of each beam; default width / keep", minimum=1)
     oversample: float = option(2.0, "samples tried at most, as a multiple of the children wanted", minimum=1)
-    lookahead: int = option(0, "sampled steps that a child is rolled out by before it is valued", minimum=0)
+    lookahead: int = option(0, "greedy steps that a child is rolled out by before it is valued", minimum=0)
     aggregate: str = option("last", "value of a path from its steps' rewards", choices=AGGREGATES)
 
     def __post_init__(self) -> None:

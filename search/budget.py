@@ -19,6 +19,8 @@ class Budget:
     seconds: float | None = None
     steps: int | None = None
     """Sampled steps, duplicates included. Never passed."""
+    kv_bytes: int | None = None
+    """KV that the tree holds at one time, in whole blocks. A poll may pass it by what the live rows take."""
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -28,7 +30,7 @@ class Budget:
                     f"a budget of {limit} {item.name} allows nothing; it must be above 0", option=item.name
                 )
 
-    def spent(self, *, tokens: int, nodes: int, seconds: float, steps: int = 0) -> str | None:
+    def spent(self, *, tokens: int, nodes: int, seconds: float, steps: int = 0, kv_bytes: int = 0) -> str | None:
         """The name of the first limit that is reached, or None."""
         if self.tokens is not None and tokens >= self.tokens:
             return "tokens"
@@ -38,6 +40,8 @@ class Budget:
             return "steps"
         if self.seconds is not None and seconds >= self.seconds:
             return "seconds"
+        if self.kv_bytes is not None and kv_bytes >= self.kv_bytes:
+            return "kv"
         return None
 
     def room(self, *, nodes: int, steps: int, under_way: int) -> int | None:

@@ -114,6 +114,8 @@ class Tick:
     frees: int = 0
     tokens_per_second: float = 0.0
     note: str = ""
+    recomputed_tokens: int = 0
+    """Read again so far, because their KV had been evicted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ class Ended:
 
     kind: ClassVar[str] = "end"
     reason: str
-    """'solved', 'tokens', 'nodes', 'steps', 'seconds', 'exhausted', 'interrupted', 'memory', 'failed: …', or the
+    """'solved', 'tokens', 'nodes', 'steps', 'seconds', 'kv', 'exhausted', 'interrupted', 'memory', 'failed: …', or the
     algorithm's own: 'finished', 'converged', 'answers', 'simulations', 'accepted'."""
     best: str | None
     """Id of the selected node."""
@@ -140,6 +142,8 @@ class Ended:
     kv_peak_bytes: int = 0
     kv_unshared_peak_bytes: int = 0
     """What the branches of the most crowded moment would have held without sharing."""
+    recomputed_tokens: int = 0
+    """Tokens that were read again, because their KV had been evicted."""
 
 
 Event = RunStarted | NodeAdded | Selected | Backup | Pruned | Tick | Ended

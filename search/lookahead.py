@@ -1,4 +1,4 @@
-"""Lookahead: one sampled rollout of a few steps from each of some nodes, to value them by where they lead."""
+"""Lookahead: one greedy rollout of a few steps from each of some nodes, to value them by where they lead."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Lookahead:
         return len(self._running)
 
     def begin(self, tree: SearchTree, node: Node) -> None:
-        """Roll `node` out. A child that it has already is followed before a new one is sampled."""
+        """Roll `node` out. A child that it has already is followed before a new one is asked for."""
         self._go(tree, Rollout(node, node, self._steps))
 
     def take(self, room: int) -> list[Expand]:
@@ -54,7 +54,7 @@ class Lookahead:
             rollout.at = rollout.at.children[0]
             rollout.left -= 1
         if rollout.left and rollout.at.state == "open":
-            self._queue.append(tree.want(rollout.at))
+            self._queue.append(tree.want(rollout.at, greedy=True))
             self._running.append(rollout)
         else:
             self._ends[rollout.node] = rollout.at

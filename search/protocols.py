@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from .events import child_id
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Expand:
-    """One step to generate: child number `ordinal` of node `parent`. The pair keys the sampling noise."""
+    """One step to generate: child number `ordinal` of node `parent`. The pair names it and keys the sampling noise."""
 
     parent: str
     ordinal: int
+    greedy: bool = field(default=False, compare=False, repr=False)
+    """Take the likeliest token each time, whatever the temperature."""
 
     @property
     def id(self) -> str:
@@ -57,6 +59,10 @@ class KVStats:
     unshared_peak_bytes: int
     forks: int
     frees: int
+    bytes_used: int = 0
+    """Of this tree alone, where several share the pool."""
+    recomputed_tokens: int = 0
+    """Tokens of this tree that were read again, because their KV had been evicted."""
 
 
 class Generator(Protocol):
@@ -93,6 +99,14 @@ class Generator(Protocol):
         """Abandon everything outstanding and free it."""
 
     def kv(self) -> KVStats: ...
+
+
+@runtime_checkable
+class ValuedGenerator(Generator, Protocol):
+    """A generator that keeps the KV of what is worth most when its memory runs out."""
+
+    def value(self, node_id: str, value: float) -> None:
+        """What the scorer thinks of a kept node, in [0, 1]."""
 
 
 class Forest(Protocol):

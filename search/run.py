@@ -10,7 +10,18 @@ from typing import Any, cast
 from .budget import Budget
 from .events import Ended, Event, NodeAdded, Pruned, RunStarted, Selected, Tick, child_id, id_order
 from .judge import Judge
-from .protocols import Algorithm, Expand, Generator, OutOfMemory, Scorer, StateTask, Step, Task, Verifier
+from .protocols import (
+    Algorithm,
+    Expand,
+    Generator,
+    OutOfMemory,
+    Scorer,
+    StateTask,
+    Step,
+    Task,
+    ValuedGenerator,
+    Verifier,
+)
 from .select import votes
 from .tree import Node, SearchTree
 
@@ -95,6 +106,7 @@ class _Run:
         self.algorithm = algorithm
         self.generator = generator
         self.task = task
+        self.valued = generator if isinstance(generator, ValuedGenerator) else None
         self.state_task = task if algorithm.merges and isinstance(task, StateTask) else None
         self.judge = judge
         self.budget = budget
@@ -200,6 +212,7 @@ class _Run:
             nodes=len(self.tree),
             steps=self.steps,
             seconds=self.clock() - self.started,
+            kv_bytes=generator.kv().bytes_used if self.budget.kv_bytes is not None else 0,
         )
 
     def _ready(self, steps: list[Step]) -> list[tuple[int, Step]]:
@@ -242,6 +255,8 @@ class _Run:
                 self.solved = self.judge.solves(node)
                 if node.terminal is not None:
                     self._release(node)
+                elif self.valued is not None and node.reward is not None:
+                    self.valued.value(node.id, node.reward)
             else:
                 tree.repeat(expand, node)
             yield self._node_added(step, node, new)
@@ -332,6 +347,7 @@ class _Run:
             forks=kv.forks,
             frees=kv.frees,
             tokens_per_second=rate,
+            recomputed_tokens=kv.recomputed_tokens,
         )
 
     def _ended(self, reason: str, best: Node | None) -> Ended:
@@ -356,6 +372,7 @@ class _Run:
             kv_peak_blocks=kv.peak_blocks,
             kv_peak_bytes=kv.peak_bytes,
             kv_unshared_peak_bytes=kv.unshared_peak_bytes,
+            recomputed_tokens=kv.recomputed_tokens,
         )
 
 

@@ -163,11 +163,11 @@ class SearchTree:
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes.values())
 
-    def want(self, node: Node) -> Expand:
-        """The request for the next child of `node`; it takes the next ordinal."""
+    def want(self, node: Node, *, greedy: bool = False) -> Expand:
+        """The request for the next child of `node`, sampled or the likeliest; it takes the next ordinal."""
         if node.state != "open":
             raise ValueError(f"node {node.id} is {node.state} and cannot be expanded")
-        expand = Expand(node.id, node.asked)
+        expand = Expand(node.id, node.asked, greedy)
         node.asked += 1
         node.pending += 1
         return expand

@@ -105,7 +105,9 @@ class Reader:
             return None
         keys = np.array([row.key for row in rows], np.uint64)
         indices = np.array([row.sampled for row in rows], np.uint64)
-        return torch.from_numpy(uniforms(keys, indices)).to(self._device, non_blocking=True)
+        noise = uniforms(keys, indices)
+        noise[[row.greedy for row in rows]] = -1.0
+        return torch.from_numpy(noise).to(self._device, non_blocking=True)
 
 
 def nan_error(where: str) -> FrtoolError:

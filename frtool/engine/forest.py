@@ -240,6 +240,8 @@ class Forest:
         self._flight = Flight(logits, *([row for row, _ in group] for group in (growing, sealed, ended)))
         self.rows = list(self._flight.growing)
         for row, tokens in feeds:
+            if not row.fed:  # but for its newest token, all of it was in KV once
+                row.root.recomputed_tokens += len(tokens) - 1 - (query if row.finish is not None else 0)
             row.fed += len(tokens)
             if query and row.finish is not None:
                 row.fed -= 1

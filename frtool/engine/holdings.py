@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from .eviction import eviction_order
 from .rows import Kept, Row
 
 if TYPE_CHECKING:
@@ -63,33 +63,10 @@ class Holdings:
         `busy` are the parents of growing rows.
         """
         evicted = False
-        holders: list[Kept | Row] = [*self._eviction_order(busy), *self.done.values()]
+        holders: list[Kept | Row] = [*eviction_order(self.kept.values(), busy), *self.done.values()]
         for holder in holders:
             if self.allocator.free_blocks >= blocks:
                 break
             evicted = evicted or holder.branch_id is not None
             self.unbind(holder)
         return evicted
-
-    def _eviction_order(self, busy: Iterable[Kept]) -> Iterator[Kept]:
-        """Nodes that hold KV, without the root: ended paths, then from the leaves upward, longest unused first.
-
-        A node above another that holds KV shares its blocks, so evicting it first would free little and cost a
-        recomputation; those that are still above something come last.
-        """
-        nodes = [node for node in self.kept.values() if node.branch_id is not None and node.parent is not None]
-        holding = {id(node): node for node in nodes}
-        below: dict[int, int] = {}
-        for parent in (*busy, *(node.parent for node in nodes)):
-            below[id(parent)] = below.get(id(parent), 0) + 1
-        leaves = deque(node for node in nodes if node.logits is None)
-        leaves.extend(node for node in nodes if node.logits is not None and not below.get(id(node)))
-        while leaves:
-            node = leaves.popleft()
-            del holding[id(node)]
-            yield node
-            above = id(node.parent)
-            below[above] -= 1
-            if not below[above] and above in holding:
-                leaves.append(holding[above])
-        yield from sorted(holding.values(), key=lambda node: -node.length)

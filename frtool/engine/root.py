@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from frtool.search.protocols import Expand, KVStats, Step
 
 from .forest import Forest
@@ -38,6 +40,7 @@ class Root:
         self.prompt_tokens = len(prompt_ids)
         self.policy_tokens = 0
         self.scorer_tokens = 0
+        self.recomputed_tokens = 0
         # The query takes a position of its own behind the path.
         self.max_length = loaded.max_positions - len(forest.query)
         check_prompt(loaded, self.prompt_tokens, self.max_length)
@@ -73,6 +76,7 @@ class Root:
             ordinal=expand.ordinal,
             key=step_key(self.seed, expand.parent, expand.ordinal),
             text=StepText(self.forest.detokenizer, self.forest.options.delimiter, parent.tail),
+            greedy=expand.greedy,
         )
         self.open[key] = row
         self.forest.waiting.append(row)
@@ -122,6 +126,10 @@ class Root:
         node.released = True
         self.holdings.unbind(node)
 
+    def value(self, node_id: str, value: float) -> None:
+        """What a kept node is worth: the least are evicted first."""
+        self.holdings.kept[node_id].value = value
+
     def cancel(self) -> None:
         """Abandon what is under way and what finished unseen, and free it."""
         self.forest.forget(self)
@@ -143,7 +151,7 @@ class Root:
         self.forest.uproot(self)
 
     def kv(self) -> KVStats:
-        """Of the whole forest."""
+        """Of the whole forest, but for `bytes_used` and `recomputed_tokens`."""
         stats = self.forest.allocator.stats()
         return KVStats(
             blocks_used=stats.blocks_used,
@@ -155,7 +163,16 @@ class Root:
             unshared_peak_bytes=stats.unshared_peak_bytes,
             forks=stats.forks,
             frees=stats.frees,
+            bytes_used=stats.bytes_used if len(self.forest.roots) == 1 else self._bytes_used(),
+            recomputed_tokens=self.recomputed_tokens,
         )
+
+    def _bytes_used(self) -> int:
+        """Of the blocks that this tree's branches hold, each counted once."""
+        holders = (*self.holdings.kept.values(), *self.holdings.done.values(), *self.open.values())
+        branches = [holder.branch_id for holder in holders if holder.branch_id is not None]
+        tables = self.forest.allocator.block_tables(branches)
+        return len(np.unique(tables[tables >= 0])) * self.forest.allocator.block_bytes
 
     def _take_done(self, step: Step) -> Row:
         try:

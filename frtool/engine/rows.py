@@ -30,6 +30,8 @@ class Kept:
     """[vocab]: of the token that follows, from which each child draws its first. None where the path has ended."""
     branch_id: int | None
     released: bool = False
+    value: float = 0.0
+    """What the scorer thinks of it."""
 
     def anchor(self) -> tuple[Kept | None, list[int]]:
         """The nearest node up the path whose KV is there, None when there is none, and the tokens below it."""
@@ -51,6 +53,8 @@ class Row:
     key: int
     """Of its sampling noise."""
     text: StepText
+    greedy: bool = False
+    """It takes the likeliest token each time."""
     tokens: list[int] = field(default_factory=list)
     """Of its text; the end token is not among them."""
     sampled: int = 0

@@ -38,8 +38,9 @@ class Sampler:
     def sample(self, logits: torch.Tensor, uniforms: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw one token a row. Returns tokens int64 [n] and their log-probabilities float32 [n].
 
-        `logits` float32 [n, vocab], `uniforms` float32 [n] in (0, 1), None when greedy. Log-probabilities are natural
-        and of the model's own distribution: temperature 1, nothing truncated. A row that holds NaN gets NaN.
+        `logits` float32 [n, vocab], `uniforms` float32 [n] in (0, 1), negative where the likeliest token is wanted,
+        None where it always is. Log-probabilities are natural and of the model's own distribution: temperature 1,
+        nothing truncated. A row that holds NaN gets NaN.
         """
         probabilities, scaled = (self._room(i, logits) for i in range(2))
         torch.softmax(logits, -1, out=probabilities)
@@ -56,7 +57,8 @@ class Sampler:
             weights = probabilities
             if self.temperature != 1 or allowed is not logits:
                 torch.softmax(torch.div(allowed, self.temperature, out=scaled), -1, out=weights)
-            tokens = self._draw(weights, uniforms.unsqueeze(1))
+            uniforms = uniforms.unsqueeze(1)
+            tokens = torch.where(uniforms < 0, best, self._draw(weights, uniforms))
         # The peak's probability is 1 / sum(exp(x - max)); unlike the token's own it cannot underflow.
         logprobs = logits.gather(1, tokens) - logits.gather(1, argmax) + peak.log()
         return tokens.squeeze(1), logprobs.squeeze(1)
