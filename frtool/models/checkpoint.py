@@ -72,7 +72,8 @@ def _weight_files(directory: Path) -> list[Path]:
         names = sorted({str(name) for name in weight_map.values()})
         if any(Path(name).name != name for name in names):
             raise ModelError(f"{index} names files outside its directory")
-        missing = [name for name in names if not (directory / name).is_file()]
+        present = _names(directory)
+        missing = [name for name in names if name not in present]
         if missing:
             raise ModelError(
                 f"{directory} lacks {len(missing)} of {len(names)} weight files: {one_line(', '.join(missing))}",
@@ -86,6 +87,11 @@ def _weight_files(directory: Path) -> list[Path]:
             hint="convert them to safetensors first, or use a GGUF file",
         )
     raise ModelError(f"{directory} has no model.safetensors", hint="finish the download, or name the .gguf file itself")
+
+
+def _names(directory: Path) -> set[str]:
+    """Of the files in a directory. Asking for a file by a name that came from elsewhere can fail in many ways."""
+    return {path.name for path in directory.iterdir() if path.is_file()}
 
 
 def _check_safetensors(path: Path) -> tuple[int, int]:
@@ -102,9 +108,9 @@ def _check_safetensors(path: Path) -> tuple[int, int]:
     try:
         header = json.loads(text)
         tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-        parameters = sum(math.prod(entry["shape"]) for entry in tensors)
-        declared = max((int(entry["data_offsets"][1]) for entry in tensors), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        parameters = sum(math.prod(map(_count, entry["shape"])) for entry in tensors)
+        declared = max((_count(entry["data_offsets"][1]) for entry in tensors), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise ModelError(f"{path} has a corrupt header", hint="download it again") from None
     if size - 8 - length != declared:
         raise ModelError(
@@ -113,6 +119,12 @@ def _check_safetensors(path: Path) -> tuple[int, int]:
             hint="download it again",
         )
     return parameters, declared
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError("no count")
+    return value
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from .text import one_line
 
 MAGIC = b"GGUF"
 STRING, ARRAY = 8, 9
+MAX_DIMENSIONS = 8
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
@@ -56,7 +57,10 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
         value = reader.value(reader.scalar("I"))
         if value is not None:
             metadata[key] = value
-    parameters, end = _tensors(reader, tensors, int(metadata.get("general.alignment", 32)))
+    alignment = metadata.get("general.alignment", 32)
+    if type(alignment) is not int or alignment < 1:
+        raise EOFError
+    parameters, end = _tensors(reader, tensors, alignment)
     if end > len(data):
         raise ModelError(
             f"{path} is cut short: {len(data):,} bytes, its header promises {end:,}", hint="download it again"
@@ -74,8 +78,11 @@ def _tensors(reader: _Reader, count: int, alignment: int) -> tuple[int, int]:
     parameters = last = 0
     for _ in range(count):
         reader.string()
+        dimensions = reader.scalar("I")
+        if dimensions > MAX_DIMENSIONS:
+            raise EOFError
         values = 1
-        for _ in range(reader.scalar("I")):
+        for _ in range(dimensions):
             values *= reader.scalar("Q")
         kind, offset = reader.scalar("I"), reader.scalar("Q")
         try:
@@ -84,8 +91,6 @@ def _tensors(reader: _Reader, count: int, alignment: int) -> tuple[int, int]:
             raise EOFError from None
         parameters += values
         last = max(last, offset + values // block_values * block_bytes)
-    if alignment < 1:
-        raise EOFError
     start = -(-reader.position // alignment) * alignment
     return parameters, start + last
 
