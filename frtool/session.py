@@ -152,6 +152,7 @@ class Session:
             "dtype": str(loaded.dtype).removeprefix("torch."),
             "device": torch.cuda.get_device_name(loaded.device) if on_gpu else "cpu",
             "attention": "triton" if on_gpu else "torch",
+            "attention_why": "the Triton kernel, on a CUDA device" if on_gpu else "no CUDA device: its plan in torch",
             "scorer": self.scorer.name,
             "verifier": None if self.verifier is None else self.verifier.name,
             "torch": torch.__version__,

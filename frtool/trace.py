@@ -13,7 +13,7 @@ from types import NoneType, TracebackType, UnionType
 from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
 from frtool.errors import FrtoolError, UsageError
-from frtool.search.events import TRACE_VERSION, Ended, Event, RunStarted, from_record, to_record
+from frtool.search.events import TRACE_VERSION, Ended, Event, RunStarted, Tick, from_record, to_record
 from frtool.view.safe import safe_json
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -190,8 +190,11 @@ def _checked(event: Event) -> Event:
                 raise ValueError(f"event {event.kind!r}: `{name}` is no number that fits") from None
         elif type(value) not in allowed:
             raise ValueError(f"event {event.kind!r}: `{name}` is a {type(value).__name__}")
+    if isinstance(event, Tick) and not all(isinstance(text, str) for text in event.growing.values()):
+        raise ValueError("event 'tick': `growing` holds what is no text")
     named = (getattr(event, name, None) for name in ("id", "duplicate_of", "best"))
-    for node_id in (*getattr(event, "ids", ()), *(n for n in named if n is not None)):
+    listed = (*getattr(event, "ids", ()), *getattr(event, "evicted", ()), *getattr(event, "growing", ()))
+    for node_id in (*listed, *(n for n in named if n is not None)):
         if not isinstance(node_id, str) or len(node_id) > _MAX_ID or not _NODE_ID.match(node_id):
             raise ValueError(f"event {event.kind!r}: {str(node_id)[:40]!r} is no node id")
     return event

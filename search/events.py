@@ -114,6 +114,10 @@ class Tick:
     frees: int = 0
     tokens_per_second: float = 0.0
     note: str = ""
+    growing: dict[str, str] = field(default_factory=dict)
+    """By future id, the text that steps under way have gained since the last tick; of the oldest few."""
+    evicted: list[str] = field(default_factory=list)
+    """Nodes whose KV was given up since the last tick. It is recomputed where they are expanded again."""
     recomputed_tokens: int = 0
     """Read again so far, because their KV had been evicted."""
 

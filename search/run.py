@@ -24,6 +24,7 @@ from .protocols import (
 )
 from .select import votes
 from .tree import Node, SearchTree
+from .watch import Watch
 
 
 def run_search(
@@ -128,6 +129,7 @@ class _Run:
         self.held: set[str] = set()
         """Nodes whose KV the generator holds for us."""
 
+        self.watch = Watch(None if pauses else generator)
         self.started = clock()
         self.ticked: float | None = None
         self.ticked_tokens = generator.policy_tokens
@@ -347,6 +349,8 @@ class _Run:
             forks=kv.forks,
             frees=kv.frees,
             tokens_per_second=rate,
+            growing=self.watch.gained(),
+            evicted=self.watch.evicted(),
             recomputed_tokens=kv.recomputed_tokens,
         )
 

@@ -35,7 +35,12 @@ def result_record(model: TreeModel) -> dict[str, Any]:
         "steps": [node.text for node in best.path()[1:]] if best is not None else [],
         "nodes": ended.nodes,
         "terminals": ended.terminals,
-        "tokens": {"prompt": ended.prompt_tokens, "policy": ended.policy_tokens, "scorer": ended.scorer_tokens},
+        "tokens": {
+            "prompt": ended.prompt_tokens,
+            "policy": ended.policy_tokens,
+            "scorer": ended.scorer_tokens,
+            "reused": model.reused,
+        },
         "seconds": ended.seconds,
         "kv": {
             "peak_blocks": ended.kv_peak_blocks,

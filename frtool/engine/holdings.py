@@ -21,6 +21,8 @@ class Holdings:
         """By node id, longest unused first."""
         self.done: dict[tuple[str, int], Row] = {}
         """Finished steps by parent and ordinal."""
+        self.evicted: list[str] = []
+        """Nodes that gave their KV up and that nobody has asked about since."""
 
     def bind(self, row: Row) -> None:
         """Fork the row from the nearest node above it that holds KV; what lies between is fed again."""
@@ -68,5 +70,7 @@ class Holdings:
             if self.allocator.free_blocks >= blocks:
                 break
             evicted = evicted or holder.branch_id is not None
+            if isinstance(holder, Kept):
+                self.evicted.append(holder.id)
             self.unbind(holder)
         return evicted

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from frtool.search.protocols import Expand, KVStats, Step
@@ -129,6 +131,18 @@ class Root:
     def value(self, node_id: str, value: float) -> None:
         """What a kept node is worth: the least are evicted first."""
         self.holdings.kept[node_id].value = value
+
+    def growing(self) -> Iterator[tuple[str, str]]:
+        """Id and text so far of the steps under way that have text, first asked for first."""
+        for row in self.open.values():
+            text = row.text.text.rstrip("\ufffd")  # the end of a character may be to come
+            if text:
+                yield row.name, text
+
+    def take_evicted(self) -> list[str]:
+        """The kept nodes that were evicted since the last call."""
+        evicted, self.holdings.evicted = self.holdings.evicted, []
+        return evicted
 
     def cancel(self) -> None:
         """Abandon what is under way and what finished unseen, and free it."""

@@ -49,6 +49,7 @@ def _figures(search: RecordedSearch) -> str:
         ("seconds", f"{ended.seconds:.1f}"),
         ("tokens sampled", f"{ended.policy_tokens:,}"),
         ("tokens scored", f"{ended.scorer_tokens:,}"),
+        ("tokens reused", f"{search.model.reused:,}"),
         ("nodes", f"{ended.nodes:,}"),
         ("finished paths", f"{ended.terminals:,}"),
         ("paths that agree", f"{ended.votes:,}"),

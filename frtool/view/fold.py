@@ -15,14 +15,16 @@ _PER_SIBLING = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line. `node` is None for a line that stands for `hidden` folded nodes, or for `skipped` steps of the best
-    path. `guides[i]` says whether the line of the ancestor at level i + 1 goes on below."""
+    """One line. `node` is None for a line that stands for `hidden` folded nodes, for `skipped` steps of the best path,
+    or for a step of which the text so far is `growing`. `guides[i]` says whether the line of the ancestor at level i + 1
+    goes on below."""
 
     node: ViewNode | None
     guides: tuple[bool, ...]
     best: bool = False
     hidden: int = 0
     skipped: int = 0
+    growing: str | None = None
 
 
 def fold(model: TreeModel, height: int) -> list[Row]:

@@ -24,6 +24,7 @@ class Glyphs:
     step: str = "○"
     closed: str = "◉"
     dropped: str = "∅"
+    evicted: str = "◌"
     growing: str = "⋯"
     copies: str = "×"  # noqa: RUF001
     more: str = "…"
@@ -59,7 +60,8 @@ class Glyphs:
 UNICODE = Glyphs()
 ASCII = Glyphs(
     fork="|-", last="`-", pipe="| ", right="+", wrong="!", finished="*", cut="~", step="o", closed="=", dropped="-",
-    growing="..", copies="x", more="..", full="#", rest="-", bars="#", spark_levels="_.-=#", edge="|", dot=" | ",
+    evicted=".", growing="..", copies="x", more="..", full="#", rest="-", bars="#", spark_levels="_.-=#", edge="|",
+    dot=" | ",
 )  # fmt: skip
 
 

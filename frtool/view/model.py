@@ -55,6 +55,8 @@ class ViewNode:
     """How often a sibling turned out to be a copy of this node."""
     pending: int = 0
     """Children that are being generated."""
+    evicted: bool = False
+    """Whether its KV was given up; it comes back with the next child."""
     below: int = 0
     """Nodes under this one, duplicates left out."""
 
@@ -91,11 +93,15 @@ class TreeModel:
         self.root = ViewNode(ROOT_ID, None, 0, 0)
         self.nodes: dict[str, ViewNode] = {ROOT_ID: self.root}
         self.pending: set[str] = set()
+        self.growing: dict[str, str] = {}
+        """Text so far of the steps under way, as far as it was told, the oldest first."""
         self.tick: Tick | None = None
         self.ended: Ended | None = None
         self.terminals = 0
         self.steps = 0
         """Steps that came back, copies of nodes counted."""
+        self.reused = 0
+        """Prompt and path tokens that steps found in the cache, counted once a step."""
         self.blocks: deque[int] = deque(maxlen=HISTORY)
         self._ticks: deque[Tick] = deque()
         self._leader: ViewNode | None = None
@@ -115,6 +121,7 @@ class TreeModel:
                     self._node(node_id).pruned = event.reason
             case Tick():
                 self.tick = event
+                self._grow(event)
                 self.blocks.append(event.blocks_used)
                 self._ticks.append(event)
                 while event.seconds - self._ticks[0].seconds > _SPEED_SECONDS and len(self._ticks) > 2:
@@ -190,16 +197,28 @@ class TreeModel:
         above = parent_id(node_id)
         if node_id not in self.pending and above is not None:
             self.pending.add(node_id)
-            self._node(above).pending += 1
+            parent = self._node(above)
+            parent.pending += 1
+            parent.evicted = False
 
     def _answered(self, node_id: str) -> None:
         above = parent_id(node_id)
         if node_id in self.pending and above is not None:
             self.pending.discard(node_id)
+            self.growing.pop(node_id, None)
             self._node(above).pending -= 1
+
+    def _grow(self, tick: Tick) -> None:
+        for node_id, text in tick.growing.items():
+            if node_id in self.pending:
+                self.growing[node_id] = self.growing.get(node_id, "") + text
+        for node_id in tick.evicted:
+            if node_id in self.nodes:
+                self.nodes[node_id].evicted = True
 
     def _add(self, event: NodeAdded) -> None:
         self._answered(event.id)
+        self.reused += sum(above.tokens for above in self._node(parent_id(event.id) or ROOT_ID).path())
         if event.duplicate_of is not None and event.id not in self.nodes:
             parent = self._node(parent_id(event.id) or ROOT_ID)
             node = ViewNode(event.id, parent, int(event.id.rpartition(".")[2]), parent.depth + 1)

@@ -71,6 +71,8 @@ def side_panel(model: TreeModel, width: int, glyphs: Glyphs) -> list[Line]:
         ]
     if info.get("attention"):
         lines += [_heading("attention"), Line(safe_line(str(info["attention"])))]
+        if info.get("attention_why"):
+            lines.append(Line((safe_line(str(info["attention_why"])), DIM)))
     return [line.fit(width, glyphs.more) for line in lines]
 
 

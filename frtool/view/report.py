@@ -81,7 +81,8 @@ def _cost(model: TreeModel, glyphs: Glyphs) -> Text:
     assert ended is not None
     words = f"{reason_text(ended.reason)}{glyphs.dot}{ended.seconds:.1f} s"
     words += f"{glyphs.dot}{ended.policy_tokens:,} tokens sampled"
-    return Text(words + (f", {ended.scorer_tokens:,} scored" if ended.scorer_tokens else ""))
+    words += f", {ended.scorer_tokens:,} scored" if ended.scorer_tokens else ""
+    return Text(words + (f", {model.reused:,} reused" if model.reused else ""))
 
 
 def _growth(model: TreeModel, glyphs: Glyphs) -> Text:

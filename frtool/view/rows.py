@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .fold import Row, fold
 from .glyphs import BEST, DIM, Glyphs, number
+from .growing import end_of, with_growing
 from .line import Line, cells
 from .model import TreeModel, ViewNode
 from .safe import safe_line
@@ -15,7 +16,9 @@ def tree_lines(model: TreeModel, width: int, height: int, glyphs: Glyphs) -> lis
     """A legend that is the columns' heading too, then the tree folded to the rest of `height`."""
     columns = _columns(width)
     headed = height >= 6
-    rows = fold(model, height - 1 if headed else height)
+    room = height - 1 if headed else height
+    # Lines are kept for what grows even while nothing does, so that the tree above does not jump.
+    rows = with_growing(fold(model, room - room // 6 if model.pending else room), model.growing, room)
     legend = [_legend([row.node for row in rows if row.node is not None], columns, width, glyphs)] if headed else []
     return legend + [_row(row, columns, width, glyphs) for row in rows]
 
@@ -47,6 +50,7 @@ def _legend(nodes: list[ViewNode], columns: _Columns, width: int, glyphs: Glyphs
         glyphs.right: "right",
         glyphs.wrong: "wrong",
         glyphs.closed: "searched out",
+        glyphs.evicted: "evicted",
         glyphs.dropped: "dropped",
         glyphs.growing: "growing",
     }
@@ -66,6 +70,9 @@ def _row(row: Row, columns: _Columns, width: int, glyphs: Glyphs) -> Line:
     line = _guides(row, max(8, width // 3), glyphs)
     room = width - columns.width - 1
     node = row.node
+    if row.growing is not None:
+        line.add(f"{glyphs.growing} ", "yellow").add(end_of(row.growing, room - line.width, glyphs.more), "italic")
+        return line.fit(room, glyphs.more)
     if node is None:
         words = f"{glyphs.more} {row.skipped} steps" if row.skipped else f"+{row.hidden:,} more"
         line.add(words, DIM)
@@ -108,7 +115,9 @@ def _mark(node: ViewNode, glyphs: Glyphs) -> tuple[str, str]:
         return (glyphs.right, "bold green") if node.verified else (glyphs.wrong, "red")
     if node.terminal is not None:
         return (glyphs.cut, "yellow") if node.terminal == "length" else (glyphs.finished, "cyan")
-    return (glyphs.dropped if node.dropped else glyphs.closed if node.closed else glyphs.step), DIM
+    if node.dropped or node.closed:
+        return (glyphs.dropped if node.dropped else glyphs.closed), DIM
+    return (glyphs.evicted, "yellow") if node.evicted else (glyphs.step, DIM)
 
 
 def _guides(row: Row, limit: int, glyphs: Glyphs) -> Line:

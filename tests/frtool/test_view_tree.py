@@ -127,6 +127,58 @@ def test_marks_tell_what_became_of_a_node():
     assert "step 0.7" in lines["◉"]
 
 
+def tick(seconds: float = 1.0, **fields) -> Tick:
+    return Tick(seconds, 100, 9, 3, 4, 16, 30, 100, 400, 900, **fields)
+
+
+def test_steps_are_shown_while_they_are_written():
+    model = model_of(
+        node("0.0"), node("0.1"), Selected(["0.0.0", "0.1.0", "0.2"]),
+        tick(growing={"0.0.0": "first", "0.1.0": "other", "0.9": "nobody asked"}), tick(growing={"0.0.0": " words"}),
+    )  # fmt: skip
+    for width in (80, 160):
+        lines = [line.plain for line in draw(model, width, 24)]
+        at = next(i for i, line in enumerate(lines) if "step 0.0" in line)
+        assert "╰╴⋯ first words" in lines[at + 1]
+        assert not any("nobody asked" in line for line in lines)
+    model.apply(node("0.0.0", text="first words and the rest"))
+    text = "\n".join(line.plain for line in draw(model, 80, 24))
+    assert "⋯ first words" not in text
+    assert "⋯ other" in text
+    model.apply(Ended("finished", "0.0.0", None))
+    assert "⋯" not in "\n".join(line.plain for line in draw(model, 80, 24))
+
+
+@settings(max_examples=100, deadline=None)
+@given(trees(), st.integers(20, 200), st.integers(1, 60), st.lists(WIDE_TEXT, max_size=20))
+def test_what_grows_fits_every_window(model, width, height, texts):
+    ids = [f"{name}.{99 + i}" for i, (name, _) in enumerate(zip(list(model.nodes) * 20, texts, strict=False))]
+    model.apply(Selected(ids))
+    model.apply(tick(growing=dict(zip(ids, texts, strict=True))))
+    lines = draw(model, width, height)
+    assert 1 <= len(lines) <= height
+    assert all(line.width == cell_len(line.plain) <= width for line in lines)
+
+
+def test_the_end_of_a_long_growing_step_is_shown():
+    model = model_of(Selected(["0.0"]), tick(growing={"0.0": "begins here " + "and goes on " * 30 + "to its end"}))
+    text = "\n".join(line.plain for line in draw(model, 80, 24))
+    assert "to its end" in text
+    assert "begins here" not in text
+
+
+def test_an_evicted_node_is_marked_until_it_is_expanded_again():
+    model = model_of(node("0.0"), tick(evicted=["0.0", "0.7"]))
+    assert "╰╴◌ step 0.0" in "\n".join(line.plain for line in draw(model, 80, 24))
+    model.apply(Selected(["0.0.0"]))
+    assert "╰╴○ step 0.0" in "\n".join(line.plain for line in draw(model, 80, 24))
+
+
+def test_reused_tokens_are_those_above_each_step():
+    model = model_of(node("0.0"), node("0.0.0"), node("0.1", duplicate_of="0.0"))
+    assert model.reused == 7 + (7 + 3) + 7
+
+
 def test_best_is_the_finished_path_with_the_best_reward_then_what_the_search_chose():
     model = model_of(
         node("0.0", terminal="end", answer="1", reward=0.4), node("0.1", terminal="end", answer="2", reward=0.6)
