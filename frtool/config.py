@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from frtool.errors import UsageError
+from frtool.search.budget import Budget
 
 EMBEDDED = "embedded"
 VERDICTS = ("arithmetic", "math", "command")
@@ -14,7 +15,8 @@ SCORERS = ("auto", "reward", "logprob", "self-eval", "prm", *VERDICTS)
 VERIFIERS = ("auto", "none", *VERDICTS)
 # What did best on held-out puzzles at this budget (benchmarks/game24-cpu.json).
 _EMBEDDED_BEAM = {"width": 40, "keep": 10, "oversample": 1.3}
-_BUDGETS = ("tokens", "nodes", "steps", "seconds")
+_BUDGETS = ("tokens", "nodes", "steps", "seconds", "kv_bytes")
+_COUNTS = ("tokens", "nodes", "steps", "kv_bytes", "max_step_tokens", "max_depth", "batch", "block_size", "kv_memory")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 # What a step, a path and a search may cost when the user does not say. The embedded model's steps are one line of
@@ -23,6 +25,7 @@ _DEFAULTS: dict[bool, dict[str, Any]] = {
     True: {"delimiter": "\n", "max_step_tokens": 48, "max_depth": 8, "steps": 192, "temperature": 1.0},
     False: {"delimiter": "\n\n", "max_step_tokens": 256, "max_depth": 32, "tokens": 4096, "temperature": 0.8},
 }
+_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class SearchConfig:
     steps: int | None = None
     """Budget: steps generated, duplicates counted."""
     seconds: float | None = None
+    kv_bytes: int | None = None
+    """Budget: KV that the tree holds at one time."""
     temperature: float | None = None
     top_p: float = 1.0
     top_k: int = 0
@@ -57,7 +62,7 @@ class SearchConfig:
     """The right answer, for `verify` "math"."""
     steer: bool = False
     """Let the verifier stop and guide the search; otherwise it only grades the answer."""
-    batch: int = 16
+    batch: int | None = None
     """Rows of the decode batch."""
     max_step_tokens: int | None = None
     max_depth: int | None = None
@@ -79,7 +84,9 @@ class SearchConfig:
     def resolved(self) -> SearchConfig:
         """This configuration with every default filled in. Raises UsageError where it cannot work."""
         self._check()
-        defaults = _DEFAULTS[self.is_embedded]
+        if not self.prompt.strip():
+            raise UsageError("the prompt is empty", hint='pass a question: frtool search "Make 24 from 4, 5, 6, 10"')
+        defaults = {**_DEFAULTS[self.is_embedded], "batch": _BATCH}
         budgeted = any(getattr(self, name) is not None for name in _BUDGETS)
         changes = {k: v for k, v in defaults.items() if getattr(self, k) is None and not (budgeted and k in _BUDGETS)}
         if self.scorer == "auto" and self.reward_model is not None:
@@ -94,10 +101,11 @@ class SearchConfig:
         """The configuration as JSON values, for the trace."""
         return asdict(self)
 
+    def budget(self) -> Budget:
+        return Budget(**{name: getattr(self, name) for name in _BUDGETS})
+
     def _check(self) -> None:
-        if not self.prompt.strip():
-            raise UsageError("the prompt is empty", hint='pass a question: frtool search "Make 24 from 4, 5, 6, 10"')
-        for name in ("tokens", "nodes", "steps", "max_step_tokens", "max_depth", "batch", "block_size", "kv_memory"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{_flag(name)} is {value}, but must be at least 1")

@@ -144,7 +144,7 @@ def evaluate(
             system=system,
             device=device,
             dtype=dtype,
-            kv_memory=None if kv_memory is None else size(kv_memory),
+            kv_memory=None if kv_memory is None else size(kv_memory, "--kv-memory"),
             offline=offline,
             trust_remote_code=trust_remote_code,
         ).resolved(),

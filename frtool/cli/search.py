@@ -10,8 +10,9 @@ import typer
 import typer.core
 
 from frtool.config import EMBEDDED, SearchConfig
+from frtool.errors import UsageError
 
-from .settings import expand_alias
+from .settings import ConfigOption, expand_alias
 from .values import algorithm_options, read_prompt, size, unescape
 
 _ALGORITHM, _BUDGET, _SAMPLING = "Algorithm", "Budget", "Sampling"
@@ -38,6 +39,9 @@ def _algorithms() -> str:
 
 def search(
     prompt: Annotated[str | None, typer.Argument(help="The question. `-`, or nothing in a pipe, reads stdin.")] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option("--prompt-file", metavar="FILE", help="Read the question from there; `-` is stdin.")
+    ] = None,
     model: Annotated[
         str,
         typer.Option(
@@ -69,6 +73,12 @@ def search(
         int | None, typer.Option(help="Stop after so many steps, copies of nodes counted.", rich_help_panel=_BUDGET)
     ] = None,
     seconds: Annotated[float | None, typer.Option(help="Stop after so long.", rich_help_panel=_BUDGET)] = None,
+    kv_bytes: Annotated[
+        str | None,
+        typer.Option(
+            "--kv-bytes", metavar="SIZE", help="Stop when the tree holds so much KV.", rich_help_panel=_BUDGET
+        ),
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option("--temperature", "-t", help="0 takes the likeliest.", rich_help_panel=_SAMPLING)
     ] = None,
@@ -150,7 +160,12 @@ def search(
         bool,
         typer.Option("--steer", help="Let the verifier guide and stop the search.", rich_help_panel=_JUDGING),
     ] = False,
-    batch: Annotated[int, typer.Option("--batch", "-b", help="Steps grown at once.", rich_help_panel=_ENGINE)] = 16,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch", "-b", help="Steps grown at once: 16; with --input 64, on a GPU 256.", rich_help_panel=_ENGINE
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option("--device", help="cpu, cuda, cuda:1; default the best there is.", rich_help_panel=_ENGINE),
@@ -172,15 +187,35 @@ def search(
         bool,
         typer.Option("--trust-remote-code", help="Run Python code that a model brings.", rich_help_panel=_ENGINE),
     ] = False,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--input",
+            "-i",
+            metavar="FILE",
+            help='Many problems: a prompt a line, or {"prompt": …, "id": …, "answer": …}; `-` is stdin.',
+        ),
+    ] = None,
+    config_file: ConfigOption = None,
     trace: Annotated[
         Path | None,
-        typer.Option("--trace", metavar="FILE", help="Write every event as JSONL.", rich_help_panel=_OUTPUT),
+        typer.Option(
+            "--trace",
+            metavar="FILE",
+            help="Write every event as JSONL; with --input a folder, a file a problem.",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = None,
     picture: Annotated[
         Path | None, typer.Option("--picture", metavar="FILE.svg", help="Draw the tree.", rich_help_panel=_OUTPUT)
     ] = None,
     json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object with the whole tree.", rich_help_panel=_OUTPUT)
+        bool,
+        typer.Option(
+            "--json",
+            help="Print one JSON object with the whole tree; with --input one a line, without.",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.", rich_help_panel=_OUTPUT)
@@ -194,7 +229,8 @@ def search(
 ) -> int:
     """Search for an answer with a tree of sampled steps. Only the answer goes to stdout.
 
-    Exit status: 0 answered, 1 failure, 2 usage, 3 not solved, 130 interrupted.
+    Exit status: 0 answered, 1 failure, 2 usage, 3 not solved, 130 interrupted. With --input each problem gives a line
+    `id TAB answer`, as soon as it is done; 1 says that some problem failed, else 3 that some was not solved.
     """
     from .searching import Output, answer
 
@@ -203,7 +239,7 @@ def search(
 
     def config() -> SearchConfig:
         return SearchConfig(
-            prompt=read_prompt(prompt),
+            prompt=read_prompt(prompt, prompt_file) if source is None else str(source),
             model=model,
             algorithm=algorithm,
             algorithm_options=algorithm_options(option or [], {"n": n, "width": width, "keep": keep, "expand": expand}),
@@ -212,6 +248,7 @@ def search(
             nodes=nodes,
             steps=steps,
             seconds=seconds,
+            kv_bytes=None if kv_bytes is None else size(kv_bytes, "--kv-bytes"),
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
@@ -231,10 +268,17 @@ def search(
             system=system,
             device=device,
             dtype=dtype,
-            kv_memory=None if kv_memory is None else size(kv_memory),
+            kv_memory=None if kv_memory is None else size(kv_memory, "--kv-memory"),
             block_size=block_size,
             offline=offline,
             trust_remote_code=trust_remote_code,
         )
 
-    return answer(config, Output(trace, picture, json, quiet, not no_progress, verbose))
+    output = Output(trace, picture, json, quiet, not no_progress, verbose)
+    if source is None:
+        return answer(config, output)
+    from .many import answer_all
+
+    if prompt is not None:
+        raise UsageError("a prompt and --input ask for two things", hint="leave one of them out")
+    return answer_all(config, source, output)

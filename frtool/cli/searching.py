@@ -55,7 +55,7 @@ def answer(configure: Callable[[], SearchConfig], output: Output) -> int:
         stopper = stack.enter_context(Stopper())
         error: FrtoolError | None = None
         try:
-            config = configure().resolved()
+            config = configure()
             with view, _writers(output) as search.trace:
                 search.run(config, stopper)
                 if output.picture is not None:
@@ -85,9 +85,7 @@ class _Search:
     def run(self, config: SearchConfig, stopper: Stopper) -> None:
         from frtool.session import Session
 
-        if self._verbose:
-            self._tell("configuration " + safe_json(config.record()))
-        session = Session.open(config, on_progress=self._progress)
+        session = Session.open(config, on_progress=self._progress, on_config=self._show_config)
         self._stop = session.interrupt
         stopper.attach(session.interrupt)
         events = session.run()
@@ -119,6 +117,10 @@ class _Search:
 
     def _progress(self, text: str) -> None:
         self._guard(lambda: self.view.progress(text))
+
+    def _show_config(self, config: SearchConfig) -> None:
+        if self._verbose:
+            self._tell("configuration " + safe_json(config.record()))
 
     def _tell(self, text: str) -> None:
         from rich.text import Text

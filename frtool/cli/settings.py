@@ -1,8 +1,9 @@
-"""Defaults from outside: the user's configuration file and FRTOOL_ variables. Flags beat variables, variables the file.
+"""Defaults from outside: `--config FILE`, FRTOOL_ variables, the user's configuration file, the former before the
+latter. Flags beat them all.
 
-[search]                    # options of a command, by their long names
+[search]                    # options of a command, by their long names; in a `--config` file also without a section
 tokens = 8192
-option = ["c_puct=1.5"]
+option = {c_puct = 1.5}     # or ["c_puct=1.5"]
 
 [aliases]                   # short names for --model
 small = "~/models/small.gguf"
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +28,7 @@ PREFIX = "FRTOOL_"
 # Read elsewhere, or of no use as a default.
 RESERVED = {FILE_VARIABLE, "FRTOOL_NO_PROGRESS", "FRTOOL_PHOTOGRAPHS"}
 _ALIASES = "aliases"
+_MOST_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -54,14 +56,45 @@ def read_settings(commands: Mapping[str, Any], environ: Mapping[str, str] = os.e
     """
     settings = Settings(settings_path())
     for section, content in _read(settings.path).items():
-        if not isinstance(content, dict):
-            raise _wrong(settings.path, f"`{section}` stands outside of a section", "begin with [search] or [aliases]")
-        if section == _ALIASES:
-            settings.aliases = _aliases(settings.path, content)
-        else:
-            _defaults(settings, section, content, commands)
+        _read_section(settings, section, content, commands)
     _variables(settings, commands["search"], environ)
     return settings
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Put the file's values before the other defaults of this command. Raises UsageError."""
+    if path is None or context.parent is None:
+        return path
+    command = str(context.info_name)
+    commands = context.parent.command.commands  # type: ignore[attr-defined]
+    file = Settings(path)
+    try:
+        content = _parse(path)
+    except OSError as error:
+        raise UsageError(f"--config {path} cannot be read: {error.strerror}") from None
+    sections = {name: value for name, value in content.items() if name in (*commands, _ALIASES)}
+    loose = {name: value for name, value in content.items() if name not in sections}
+    for section, values in [*sections.items(), (command, loose)]:
+        _read_section(file, section, values, commands)
+    context.default_map = {**(context.default_map or {}), **file.defaults.get(command, {})}
+    settings = context.find_root().obj
+    if isinstance(settings, Settings):
+        settings.defaults.setdefault(command, {}).update(file.defaults.get(command, {}))
+        settings.origins |= file.origins
+        settings.aliases |= file.aliases
+    return path
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE.toml",
+        help="Options by their long names; flags win.",
+        callback=_read_config,
+        is_eager=True,
+    ),
+]
 
 
 def origin(settings: Settings, error: Any) -> str | None:
@@ -81,10 +114,19 @@ def expand_alias(context: typer.Context, name: str) -> str:
     return settings.aliases.get(name, name) if isinstance(settings, Settings) else name
 
 
+def _read_section(settings: Settings, section: str, content: Any, commands: Mapping[str, Any]) -> None:
+    if not isinstance(content, dict):
+        raise _wrong(settings.path, f"`{section}` stands outside of a section", "begin with [search] or [aliases]")
+    if section == _ALIASES:
+        settings.aliases = _aliases(settings.path, content)
+    else:
+        _defaults(settings, section, content, commands)
+
+
 def _read(path: Path) -> dict[str, Any]:
+    """What the user's own file says, nothing where there is none."""
     try:
-        text = path.read_bytes().decode("utf-8")
-        return tomllib.loads(text)
+        return _parse(path)
     except FileNotFoundError:
         if os.environ.get(FILE_VARIABLE):
             raise UsageError(f"{FILE_VARIABLE} names {path}, which does not exist") from None
@@ -93,6 +135,16 @@ def _read(path: Path) -> dict[str, Any]:
         if isinstance(error, NotADirectoryError):
             return {}
         raise UsageError(f"the configuration {path} cannot be read: {error.strerror}") from None
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    """The content of a TOML file. Raises OSError, and UsageError for what is none."""
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise _wrong(path, f"it is longer than {_MOST_BYTES:,} bytes")
+    try:
+        return tomllib.loads(data.decode("utf-8"))
     except UnicodeDecodeError:
         raise _wrong(path, "it is not UTF-8") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -148,6 +200,8 @@ def _text(path: Path, section: str, key: str, value: Any) -> str | list[str]:
         return str(value)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return value
+    if isinstance(value, dict) and key == "option":
+        return [f"{name}={_text(path, section, name, item)}" for name, item in value.items()]
     raise _wrong(path, f"[{section}] `{key}` is a {type(value).__name__}", "give a number, a text or true or false")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from frtool.errors import UsageError
@@ -15,11 +16,11 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(|[kmgt]i?)b?\s*\Z", re.IGNORECASE)
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
-def size(text: str) -> int:
-    """Bytes of `2GiB`, `512 MB`, `1.5g` or `4096`. Raises UsageError."""
+def size(text: str, flag: str) -> int:
+    """Bytes of `2GiB`, `512 MB`, `1.5g` or `4096`. Raises UsageError, which names the flag."""
     match = _SIZE.match(text)
     if match is None:
-        raise UsageError(f"--kv-memory `{text}` is no size", hint="write it as 2GiB, 512MB or a number of bytes")
+        raise UsageError(f"{flag} `{text}` is no size", hint="write it as 2GiB, 512MB or a number of bytes")
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
@@ -42,19 +43,35 @@ def algorithm_options(pairs: Sequence[str], direct: Mapping[str, Any]) -> dict[s
     return given
 
 
-def read_prompt(argument: str | None) -> str:
-    """The prompt from the argument, or from stdin for `-` and for a pipe. Raises UsageError."""
-    if argument is not None and argument != "-":
+def read_prompt(argument: str | None, file: Path | None = None) -> str:
+    """The prompt from the argument, from `file`, or from stdin for `-` and for a pipe. Raises UsageError."""
+    if argument is not None and file is not None:
+        raise UsageError("the prompt is given twice, as an argument and by --prompt-file", hint="leave one of them out")
+    if file is not None and str(file) != "-":
+        text = _text(_read_file(file))
+    elif argument is not None and argument != "-":
         text = argument
-    elif argument is None and (sys.stdin is None or sys.stdin.isatty()):
+    elif argument is None and file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("no prompt", hint='pass a question: frtool search "Make 24 from 4, 5, 6, 10"')
     else:
-        data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
-        if len(data) > MAX_PROMPT_BYTES:
-            raise UsageError(f"the prompt on stdin is longer than {MAX_PROMPT_BYTES:,} bytes")
-        text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff").rstrip("\r\n")
+        text = _text(sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1))
     try:
         text.encode()
     except UnicodeEncodeError:
         raise UsageError("the prompt is not valid UTF-8") from None
     return text
+
+
+def _read_file(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(MAX_PROMPT_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"cannot read the prompt from {file}: {reason}") from None
+
+
+def _text(data: bytes) -> str:
+    if len(data) > MAX_PROMPT_BYTES:
+        raise UsageError(f"the prompt is longer than {MAX_PROMPT_BYTES:,} bytes")
+    return data.decode("utf-8", "surrogateescape").removeprefix("\ufeff").rstrip("\r\n")

@@ -44,6 +44,10 @@ class EngineOptions:
     """Prompt tokens in one forward pass."""
     read_rewards: bool = False
     """Read the model's process-reward token after every step."""
+    pipeline: bool | None = None
+    """Keep sampled tokens on the device and start each pass before the last is read. None: on a GPU."""
+    capture: bool = True
+    """Record the passes of a pipeline as CUDA graphs, where there is a GPU."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -73,6 +77,7 @@ class EngineOptions:
     @classmethod
     def from_config(cls, config: SearchConfig, algorithm: Algorithm, *, reads_rewards: bool) -> EngineOptions:
         """The options that a resolved configuration asks for."""
+        assert config.batch is not None
         assert config.temperature is not None
         assert config.max_step_tokens is not None
         assert config.max_depth is not None
@@ -97,6 +102,7 @@ class EngineOptions:
 
 def _expected_tokens(config: SearchConfig) -> int | None:
     """What the budget lets a search hold: steps take whole blocks, and each one copies a block of its parent's."""
+    assert config.batch is not None
     assert config.max_step_tokens is not None
     step = config.max_step_tokens + 2 * (config.block_size or GPU_BLOCK)
     limits = []

@@ -8,26 +8,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from frtool.engine.batch import DecodeBatch
 from frtool.engine.flight import nan_error
-from frtool.engine.options import CPU_BLOCK, GPU_BLOCK
-from frtool.engine.pool import block_bytes
 from frtool.errors import UsageError
-from frtool.kernels.allocator import OutOfBlocks, PhysicalKVAllocator
-from frtool.models.memory import free_memory
+from frtool.kernels.allocator import OutOfBlocks
 from frtool.search.protocols import OutOfMemory, Step
 from frtool.search.tree import Node, SearchTree
 
 from .layout import PathLayout, common_prefix
 from .preset import RewardPreset
 from .reading import PASS_TOKENS, Reading, make_room, read_last
+from .reward_pool import RewardPool
 
 if TYPE_CHECKING:
     from frtool.models.load import LoadedModel
-
-_SHARE = 0.25
-"""Of the free memory, for the pool: the policy needs more."""
-_CPU_BYTES = 1 << 28
 
 
 @dataclass(slots=True, eq=False)
@@ -62,10 +55,12 @@ class RewardModelScorer:
         num_blocks: int | None = None,
         block_size: int | None = None,
         expected_tokens: int | None = None,
+        pool: RewardPool | None = None,
     ) -> None:
         """`loaded` has the preset's head. `spend` is told of the tokens that each pass reads.
 
-        `num_blocks`: of the pool; by default a share of the free memory, no more than `expected_tokens` take.
+        `pool` is one that others use too; then `clear` must follow the search. Without it the scorer makes its own, of
+        `num_blocks`, by default a share of the free memory and no more than the question and `expected_tokens` take.
         Raises ModelError where the preset does not fit the tokenizer, UsageError for a pool or a model too small for
         the question.
         """
@@ -84,8 +79,19 @@ class RewardModelScorer:
                 f"the question has {len(root):,} tokens, and {loaded.name} reads at most {loaded.max_positions:,}",
                 hint="shorten the prompt",
             )
-        self.allocator = self._make_pool(num_blocks, block_size, expected_tokens)
-        self._batch = DecodeBatch(loaded, self.allocator, 64)
+        if pool is None:
+            expected = None if expected_tokens is None else len(root) + expected_tokens
+            pool = RewardPool(loaded, num_blocks=num_blocks, block_size=block_size, expected_tokens=expected)
+        self._pool = pool
+        self.allocator = pool.allocator
+        least = -(-len(root) // self.allocator.block_size) + 1
+        if self.allocator.num_blocks < least:
+            raise UsageError(
+                f"the reward model's KV pool of {self.allocator.num_blocks} blocks is too small: "
+                f"the question alone needs {least}",
+                hint="free memory, or use a smaller --reward-model",
+            )
+        pool.holders.append(self)
         self._root: _Held | None = None
         self._held: dict[Node, _Held] = {}  # longest unused first
 
@@ -106,7 +112,9 @@ class RewardModelScorer:
         return values
 
     def clear(self) -> None:
-        """Free everything, the question too."""
+        """Free everything, the question too, and leave the pool."""
+        if self in self._pool.holders:
+            self._pool.holders.remove(self)
         for held in self._held.values():
             self.allocator.free_branch(held.branch_id)
         self._held.clear()
@@ -134,7 +142,7 @@ class RewardModelScorer:
         start = min(common_prefix(held.ids, ids), len(ids) - 1)
         return self.allocator.fork(held.branch_id, start).branch_id, start
 
-    def _evict(self, blocks: int) -> bool:
+    def evict(self, blocks: int) -> bool:
         """Free branches, longest unused first and the question last, until `blocks` are free; whether any was freed."""
         evicted = False
         while self.allocator.free_blocks < blocks and (self._held or self._root is not None):
@@ -165,8 +173,8 @@ class RewardModelScorer:
                 if total > PASS_TOKENS and len(jobs) > 1:
                     self.allocator.free_branch(jobs.pop().branch_id)
                     break
-            make_room(self.allocator, jobs, self._evict)
-            values_read: list[float] = self._values(read_last(self._batch, jobs)).tolist()
+            make_room(self.allocator, jobs, self._pool.evict)
+            values_read: list[float] = self._values(read_last(self._pool.batch, jobs)).tolist()
             self._count(sum(len(job.new) for job in jobs))
             for job, value in zip(jobs, values_read, strict=True):
                 if value != value:
@@ -202,8 +210,8 @@ class RewardModelScorer:
         try:
             for start in range(0, len(ids), PASS_TOKENS):
                 part = ids[start : start + PASS_TOKENS]
-                self.allocator.append(branch_id, len(part))
-                out = self._batch.forward([branch_id], [len(part)], part, [len(part) - 1])
+                self._grow(branch_id, len(part))
+                out = self._pool.batch.forward([branch_id], [len(part)], part, [len(part) - 1])
                 self._count(len(part))
                 if bool(out.isnan().any()):  # this also waits for the pass, whose input the next one overwrites
                     raise nan_error(f"the question, in the reward model {self._loaded.name}")
@@ -217,29 +225,14 @@ class RewardModelScorer:
             raise
         self._root = _Held(ids, branch_id)
 
+    def _grow(self, branch_id: int, tokens: int) -> None:
+        while True:
+            try:
+                return self.allocator.append(branch_id, tokens)
+            except OutOfBlocks as error:
+                if not self._pool.evict(error.needed):
+                    raise
+
     def _count(self, tokens: int) -> None:
         self.tokens += tokens
         self.spend(tokens)
-
-    def _make_pool(
-        self, num_blocks: int | None, block_size: int | None, expected_tokens: int | None
-    ) -> PhysicalKVAllocator:
-        loaded, root = self._loaded, len(self._layout.root)
-        on_gpu = loaded.device.type == "cuda"
-        size = block_size or (GPU_BLOCK if on_gpu else CPU_BLOCK)
-        each = block_bytes(loaded, size)
-        blocks = num_blocks
-        if blocks is None:
-            free = int(free_memory(loaded.device) * _SHARE)
-            blocks = (free if on_gpu else min(free, _CPU_BYTES)) // each
-            if expected_tokens is not None:
-                blocks = min(blocks, -(-(root + expected_tokens) // size))
-        least = -(-root // size) + 1
-        if blocks < least:
-            raise UsageError(
-                f"the reward model's KV pool of {blocks} blocks is too small: the question alone needs {least}",
-                hint="free memory, or use a smaller --reward-model",
-            )
-        return PhysicalKVAllocator(
-            blocks, size, loaded.num_kv_heads, loaded.head_dim, loaded.device, loaded.num_layers, loaded.dtype
-        )

@@ -155,8 +155,17 @@ class FakeSession:
         self.stopped = False
 
     @classmethod
-    def open(cls, config: SearchConfig, on_progress: Callable[[str], None] | None = None) -> FakeSession:
+    def open(
+        cls,
+        config: SearchConfig,
+        on_progress: Callable[[str], None] | None = None,
+        *,
+        on_config: Callable[[SearchConfig], None] | None = None,
+    ) -> FakeSession:
+        config = config.resolved()
         prompt = config.prompt
+        if on_config is not None:
+            on_config(config)
         if on_progress is not None:
             on_progress("reading weights \x1b[31m")
         if "refused" in prompt:
