@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -46,6 +47,9 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Tracebacks of what nobody expected, from any command.")
+    ] = False,
 ) -> None:
     return None
 
@@ -70,6 +74,8 @@ def run(argv: Sequence[str]) -> int:
         return 1
     except Exception as error:
         if not hasattr(error, "format_message"):
+            if {"-v", "--verbose"} & set(argv):
+                traceback.print_exception(error)
             return complain(explain(error))
         return usage_error(error, origin(settings, error) if settings else None)
 

@@ -45,7 +45,7 @@ def explain(error: BaseException) -> FrtoolError:
         return FrtoolError(f"{where}{error.strerror or said}")
     return FrtoolError(
         f"unexpected {name}: {said}" if said else f"unexpected {name}",
-        hint="this is a fault of frtool; run again with -v for the traceback and report it",
+        hint="this is a fault of frtool; `frtool -v` with the same command shows the traceback for a report",
     )
 
 

@@ -16,8 +16,8 @@ _PER_SIBLING = 0.05
 @dataclass(frozen=True, slots=True)
 class Row:
     """One line. `node` is None for a line that stands for `hidden` folded nodes, for `skipped` steps of the best path,
-    or for a step of which the text so far is `growing`. `guides[i]` says whether the line of the ancestor at level i + 1
-    goes on below."""
+    or for a step of which the text so far is `growing`. `guides[i]` says whether the line of the ancestor at level
+    i + 1 goes on below."""
 
     node: ViewNode | None
     guides: tuple[bool, ...]

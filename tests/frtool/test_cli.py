@@ -220,6 +220,17 @@ class TestResults:
         _, out, _ = frtool(capfd, "search", PUZZLE, "--json", "-q", "--delimiter", r"\n\n")
         assert json.loads(out)["config"]["delimiter"] == "\n\n"
 
+    def test_a_prompt_may_stand_in_a_file(self, capfd, tmp_path):
+        path = tmp_path / "prompt.txt"
+        path.write_bytes(b"\xef\xbb\xbf" + PUZZLE.encode() + b"\r\n")
+        _, out, _ = frtool(capfd, "search", "--prompt-file", str(path), "--json", "-q")
+        assert json.loads(out)["config"]["prompt"] == PUZZLE
+
+    def test_dash_as_prompt_file_is_stdin(self, capfd, monkeypatch):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(PUZZLE.encode())))
+        _, out, _ = frtool(capfd, "search", "--prompt-file", "-", "--json", "-q")
+        assert json.loads(out)["config"]["prompt"] == PUZZLE
+
     def test_sizes_have_units(self, capfd):
         _, out, _ = frtool(capfd, "search", PUZZLE, "--json", "-q", "--kv-memory", "1.5GiB")
         assert json.loads(out)["config"]["kv_memory"] == 3 * 2**29
