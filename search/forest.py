@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 from .events import Event
@@ -14,15 +13,16 @@ Start = Callable[[], Search]
 
 
 def run_forest(
-    forest: Forest, starts: Iterable[Start], interrupted: Callable[[], bool] = lambda: False
+    forest: Forest, starts: Iterable[Start | None], interrupted: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[int, Event]]:
     """Run the searches that `starts` begin, in that order, and yield every event with the place of its search.
 
-    The next search begins as soon as the forest has room for it. One that fails ends with the reason 'failed: …', and
-    the others go on; so does one that finds no memory, with 'memory' (the youngest, when there is none for any). An
-    error of the forest itself ends all that are under way and is raised. After `interrupted()` none is begun.
+    The next search is taken from `starts` and begins as soon as the forest has room for it; None says that there is
+    none yet, and the forest asks again after its next pass. One that fails ends with the reason 'failed: …', and the
+    others go on; so does one that finds no memory, with 'memory' (the youngest, when there is none for any). An error
+    of the forest itself ends all that are under way and is raised. After `interrupted()` none is begun.
     """
-    waiting = deque(enumerate(starts))
+    queue = _Queue(starts)
     active: dict[int, Search] = {}
 
     def advance(place: int, error: Exception | None = None) -> Iterator[tuple[int, Event]]:
@@ -42,22 +42,23 @@ def run_forest(
         while True:
             for place in list(active):
                 yield from advance(place)
-            while waiting and not interrupted() and (not active or forest.roomy):
-                place, start = waiting.popleft()
+            while not interrupted() and (not active or forest.roomy) and queue.advance():
+                place, start = queue.first
                 try:
                     active[place] = start()
                 except OutOfMemory as error:
                     if active:
-                        waiting.appendleft((place, start))
                         break
                     yield place, failed(error)
-                    continue
                 except Exception as error:
                     yield place, failed(error)
-                    continue
-                yield from advance(place)
+                else:
+                    yield from advance(place)
+                queue.drop()
             if not active:
-                return
+                if queue.over or interrupted():
+                    return
+                continue
             try:
                 forest.poll()
             except OutOfMemory as error:
@@ -69,3 +70,31 @@ def run_forest(
     finally:
         for search in active.values():
             search.close()
+
+
+class _Queue:
+    """The searches to come, of which one is looked at ahead."""
+
+    def __init__(self, starts: Iterable[Start | None]) -> None:
+        self._starts = iter(starts)
+        self._next: Start | None = None
+        self._place = -1
+        self.over = False
+
+    @property
+    def first(self) -> tuple[int, Start]:
+        assert self._next is not None, "advance comes first"
+        return self._place, self._next
+
+    def advance(self) -> bool:
+        """Whether there is a first one now."""
+        if self._next is None and not self.over:
+            try:
+                self._next = next(self._starts)
+            except StopIteration:
+                self.over = True
+            self._place += self._next is not None
+        return self._next is not None
+
+    def drop(self) -> None:
+        self._next = None

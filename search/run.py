@@ -73,6 +73,7 @@ def pausing_search(
     task: Task,
     budget: Budget,
     verifier: Verifier | None = None,
+    steer: bool = False,
     max_depth: int = 64,
     interrupted: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
@@ -82,7 +83,7 @@ def pausing_search(
     tick_seconds: float = 0.1,
 ) -> Search:
     """`run_search` that yields None each time before it polls the generator, so that many can share one pass."""
-    judge = Judge(task, scorer, verifier, steer=False, max_depth=max_depth)
+    judge = Judge(task, scorer, verifier, steer=steer, max_depth=max_depth)
     run = _Run(algorithm, generator, task, judge, budget, interrupted, clock, tick_seconds, pauses=True)
     return run.events(RunStarted(prompt, config or {}, model or {}, generator.prompt_tokens))
 
