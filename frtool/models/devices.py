@@ -18,9 +18,8 @@ DTYPES = {
     "fp32": torch.float32,
     "float32": torch.float32,
 }
-# Below this many parameters a CPU forward pass is bound by dispatch, not by memory: bf16 gains nothing.
+# Below this many parameters dispatch costs a CPU as much as arithmetic, and rounding to bf16 changes what is said.
 _FEW_PARAMETERS = 50_000_000
-SMALL_MODEL_PARAMETERS = 300_000_000
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
@@ -55,7 +54,7 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device, paramete
         return DTYPES[dtype]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if parameters > SMALL_MODEL_PARAMETERS and cpu_has_bf16() else torch.float32
+    return torch.bfloat16 if parameters >= _FEW_PARAMETERS and cpu_has_bf16() else torch.float32
 
 
 def cpu_has_bf16() -> bool:

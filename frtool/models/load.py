@@ -18,6 +18,7 @@ from .gguf_header import GgufHeader, read_gguf_header
 from .gguf_reading import parsed_once
 from .hook import ATTENTION_NAME
 from .memory import require_memory
+from .packed import can_pack, pack_model
 from .resolve import ModelSource, Progress, resolve_model
 from .support import TESTED_TYPES, check_config, position_limit
 from .text import one_line
@@ -93,7 +94,7 @@ def load_model(
         else:
             loaded = _load_directory(source, target, dtype, offline, trust_remote_code, progress)
     set_threads(loaded.parameters)
-    return loaded
+    return pack_weights(loaded)
 
 
 def _load_directory(
@@ -245,6 +246,13 @@ def finish_loading(
         from .selfcheck import check_model
 
         check_model(loaded)
+    return loaded
+
+
+def pack_weights(loaded: LoadedModel) -> LoadedModel:
+    """The same model, its weights laid out for the products of a decode step where the device gains from it."""
+    if can_pack(loaded.device, loaded.dtype):
+        pack_model(loaded.model)
     return loaded
 
 

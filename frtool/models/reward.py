@@ -13,7 +13,15 @@ from . import hub
 from .architecture import load_config, model_class_of, quiet_transformers
 from .checkpoint import read_config, require_tokenizer, summarize_weights
 from .devices import choose_device, choose_dtype, set_threads
-from .load import LoadedModel, attention_geometry, finish_loading, load_model, read_tokenizer, read_weights
+from .load import (
+    LoadedModel,
+    attention_geometry,
+    finish_loading,
+    load_model,
+    pack_weights,
+    read_tokenizer,
+    read_weights,
+)
 from .memory import require_memory
 from .resolve import Progress, resolve_model
 from .support import check_config
@@ -95,7 +103,7 @@ def load_reward_model(
         progress(f"loading {source.name} ({weights.stored_bytes / 1e6:,.0f} MB)")
         model = read_weights(model_class, source.name, directory, target, config=config, dtype=chosen)
         model.lm_head = head
-        return finish_loading(source, str(directory), model, tokenizer, chosen, target, geometry)
+        return pack_weights(finish_loading(source, str(directory), model, tokenizer, chosen, target, geometry))
 
 
 def read_head(name: str, files: Sequence[Path], tensors: str, hidden: int, classes: int) -> RewardHead:

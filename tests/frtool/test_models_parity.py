@@ -9,6 +9,7 @@ import transformers
 from frtool.kernels.allocator import PhysicalKVAllocator
 from frtool.kernels.attention import plan_attention
 from frtool.models import hook
+from frtool.models.packed import can_pack, pack_model
 
 VOCAB = 61
 COMMON = {
@@ -98,7 +99,10 @@ def build(kind: str, device: str = "cpu"):
             weight.copy_(torch.linspace(-1.0, 2.5, weight.numel()))
         if name.endswith(("q_norm.weight", "k_norm.weight")):
             weight.add_(0.7)
-    return model.to(device)
+    model.to(device)
+    if can_pack(model.device, torch.float32):
+        pack_model(model)
+    return model
 
 
 class Pool:

@@ -405,7 +405,7 @@ def test_nan_is_an_error_and_frees_what_was_taken(loaded_for: Callable[[str], An
     preset = find_preset("skywork-o1", "")
     loaded = loaded_for(preset.name)
     scorer = RewardModelScorer(loaded, preset, QUESTION, num_blocks=64, block_size=4)
-    weight = loaded.model.lm_head.layers[0].weight
+    weight = loaded.model.model.norm.weight
     kept = weight.clone()
     weight.fill_(float("nan"))
     try:

@@ -1,0 +1,105 @@
+"""Packed weights compute what the model computed before, and every row by itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from frtool.models import packed
+
+COMMON = {
+    "vocab_size": 61,
+    "hidden_size": 40,
+    "intermediate_size": 72,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "pad_token_id": None,
+}
+# What a kind adds, and how many products of the two layers and of the output are packed: 4 a layer in whole layers.
+MODELS = {
+    "llama": ({"attention_bias": True, "tie_word_embeddings": True}, 9),
+    "mistral": ({"sliding_window": 5}, 9),
+    "qwen2": ({"head_dim": None}, 9),
+    "qwen3": ({"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}, 9),
+    "gemma2": ({"sliding_window": 5, "query_pre_attn_scalar": 5}, 15),
+}
+
+pytestmark = pytest.mark.skipif(
+    not packed.can_pack(torch.device("cpu"), torch.float32), reason="this torch packs no weights"
+)
+
+
+def build(kind: str, dtype: torch.dtype = torch.float32):
+    torch.manual_seed(3)
+    settings = {name: value for name, value in (COMMON | MODELS[kind][0]).items() if value is not None}
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(kind, **settings), attn_implementation="eager", dtype=dtype
+    )
+    for name, weight in model.named_parameters():
+        if name.endswith("bias") or "norm" in name:
+            torch.nn.init.normal_(weight, 0.5, 0.5)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_packed_model_gives_the_logits_it_gave_before(kind):
+    model = build(kind)
+    ids = torch.randint(0, 61, (2, 19))
+    before = model(ids, use_cache=False).logits
+    assert packed.pack_model(model) == MODELS[kind][1]
+    after = model(ids, use_cache=False).logits
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
+def test_a_packed_model_keeps_working_with_the_cache_of_transformers():
+    model = build("llama")
+    packed.pack_model(model)
+    ids = torch.randint(0, 61, (1, 12))
+    whole = model(ids, use_cache=False).logits
+    begun = model(ids[:, :7], use_cache=True)
+    rest = model(ids[:, 7:], past_key_values=begun.past_key_values).logits
+    torch.testing.assert_close(rest, whole[:, 7:], rtol=1e-4, atol=1e-4)
+
+
+def test_packed_weights_replace_those_of_the_model():
+    model = build("llama")
+    embedding = model.model.embed_tokens.weight
+    packed.pack_model(model)
+    left = dict(model.named_parameters())
+    assert all(weight.dim() == 1 or weight is embedding for weight in left.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_row_of_a_layer_depends_on_the_others(dtype):
+    if not packed.can_pack(torch.device("cpu"), dtype):
+        pytest.skip("this torch packs no such weights")
+    model = build("llama", dtype)
+    packed.pack_model(model)
+    layer, mlp = model.model.layers[0], model.model.layers[0].gate_up
+    x = torch.randn(96, 40).to(dtype)
+    out = torch.randn(96, 64).to(dtype)
+    whole, added = mlp(x), layer.out.add_to(x, out)
+    for first, stop in ((0, 8), (3, 11), (5, 45), (0, 96)):
+        assert torch.equal(mlp(x[first:stop]), whole[first:stop])
+        assert torch.equal(layer.out.add_to(x[first:stop], out[first:stop]), added[first:stop])
+
+
+def test_where_packing_computes_something_else_nothing_is_packed(monkeypatch):
+    monkeypatch.setattr(packed, "_results", {})
+    monkeypatch.setattr(packed, "_pack", lambda weight: weight.flip(0))
+    assert not packed.can_pack(torch.device("cpu"), torch.float32)
+
+
+def test_where_torch_lacks_the_operator_nothing_is_packed(monkeypatch):
+    def absent(weight: torch.Tensor) -> torch.Tensor:
+        raise AttributeError("_reorder_linear_weight")
+
+    monkeypatch.setattr(packed, "_results", {})
+    monkeypatch.setattr(packed, "_pack", absent)
+    assert not packed.can_pack(torch.device("cpu"), torch.float32)
+    assert not packed.can_pack(torch.device("cpu"), torch.float16)
