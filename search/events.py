@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
-TRACE_VERSION = 1
+TRACE_VERSION = 2
+"""2: what `resume` needs of a step, such as its tokens, stands in its event. Version 1 is read all the same."""
 ROOT_ID = "0"
 
 
@@ -62,6 +63,20 @@ class NodeAdded:
     verified: bool | None = None
     """The verifier's verdict, None where none ran. It only grades unless the configuration says that it steers."""
     duplicate_of: str | None = None
+    token_ids: list[int] = field(default_factory=list)
+    """Of the text; an end token is not among them."""
+    finish: str = ""
+    """As in `Step`."""
+    reading: float | None = None
+    """The generator's own reading of the step's reward."""
+    read_tokens: int = 0
+    """Tokens that this reading took."""
+    judge_tokens: int = field(default=0, compare=False)
+    """Tokens that the scorer spent on the new steps that it judged in one call, told with the last of them."""
+    poll: int = field(default=0, compare=False)
+    """Which of the search's polls of its generator brought the step: the pace, which is no part of the tree."""
+    late: bool = False
+    """It waited for its turn when the search was cut short, and the algorithm was not told of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +138,19 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
+class Resumed:
+    """The run had stopped here and goes on, as if it had not."""
+
+    kind: ClassVar[str] = "resume"
+    seconds: float
+    """Spent before."""
+    nodes: int
+    """Steps that were known."""
+    reason: str = "killed"
+    """Why it had stopped: 'killed', 'interrupted', 'memory' or 'failed: …'."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """Last event, always written, whatever ended the search."""
 
@@ -150,8 +178,10 @@ class Ended:
     """Tokens that were read again, because their KV had been evicted."""
 
 
-Event = RunStarted | NodeAdded | Selected | Backup | Pruned | Tick | Ended
-_KINDS: dict[str, type[Any]] = {c.kind: c for c in (RunStarted, NodeAdded, Selected, Backup, Pruned, Tick, Ended)}
+Event = RunStarted | NodeAdded | Selected | Backup | Pruned | Tick | Resumed | Ended
+_KINDS: dict[str, type[Any]] = {
+    c.kind: c for c in (RunStarted, NodeAdded, Selected, Backup, Pruned, Tick, Resumed, Ended)
+}
 
 
 def to_record(event: Event) -> dict[str, Any]:

@@ -50,16 +50,16 @@ class Judge:
                 judged.append((step, node))
         if not judged:
             return
-        rewards: Sequence[float | None]
-        if self._scorer is None:
-            rewards = [step.reward for step, _ in judged]
-        else:
-            rewards = self._scorer.score([node for _, node in judged], [step for step, _ in judged], tree)
-        for (_, node), reward in zip(judged, rewards, strict=True):
+        for (_, node), reward in zip(judged, self._values(judged, tree), strict=True):
             if reward is not None and not -1e-6 <= reward <= 1 + 1e-6:
                 name = self._scorer.name if self._scorer is not None else "the generator"
                 raise ValueError(f"{name} gave node {node.id} the reward {reward}, outside of [0, 1]")
             node.reward = None if reward is None else min(max(reward, 0.0), 1.0)
+
+    def _values(self, judged: Sequence[tuple[Step, Node]], tree: SearchTree) -> Sequence[float | None]:
+        if self._scorer is None:
+            return [step.reward for step, _ in judged]
+        return self._scorer.score([node for _, node in judged], [step for step, _ in judged], tree)
 
     def solves(self, node: Node) -> bool:
         """Whether the node's answer ends the search."""

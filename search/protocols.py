@@ -40,6 +40,10 @@ class Step:
     """'step' (delimiter), 'end' (end token), 'length' (step, path or context limit)."""
     reward: float | None = None
     """The generator's own reading of the process-reward token, where the model has one."""
+    ids: tuple[int, ...] = ()
+    """Tokens of the text; an end token is not among them."""
+    read_tokens: int = 0
+    """Tokens that the reading took."""
 
 
 class OutOfMemory(RuntimeError):
@@ -99,6 +103,14 @@ class Generator(Protocol):
         """Abandon everything outstanding and free it."""
 
     def kv(self) -> KVStats: ...
+
+
+class Restorer(Generator, Protocol):
+    """A generator that can hold nodes which it did not grow itself."""
+
+    def restore(self, step: Step) -> None:
+        """Hold the node `step.parent.ordinal`, whose parent is held, as `keep` would have. Its path is read no sooner
+        than something is to grow there."""
 
 
 @runtime_checkable

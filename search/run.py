@@ -15,6 +15,7 @@ from .protocols import (
     Expand,
     Generator,
     OutOfMemory,
+    Restorer,
     Scorer,
     StateTask,
     Step,
@@ -22,6 +23,7 @@ from .protocols import (
     ValuedGenerator,
     Verifier,
 )
+from .record import Record, RecordedGenerator, RecordedJudge
 from .select import votes
 from .tree import Node, SearchTree
 from .watch import Watch
@@ -43,6 +45,7 @@ def run_search(
     model: dict[str, Any] | None = None,
     prompt: str = "",
     tick_seconds: float = 0.1,
+    record: Record | None = None,
 ) -> Iterator[Event]:
     """Search until the algorithm is done, the tree is exhausted, a budget is spent or `interrupted()`.
 
@@ -51,12 +54,18 @@ def run_search(
     Without a scorer a step's reward is the generator's own reading. The verifier grades finished paths; with `steer`
     its verdict is their reward and the first right answer ends the search ('solved'). Nodes at `max_depth` end their
     path. Every node's KV but the root's is released by the end, also when the iterator is closed early.
+
+    With a `record` the generator is a `Restorer`: what stands in the record is neither grown nor judged again.
     """
     if generator.capacity < 1:
         raise ValueError(f"the generator's capacity is {generator.capacity}; a search needs at least 1")
     if steer and verifier is None:
         raise ValueError("steer needs a verifier")
-    judge = Judge(task, scorer, verifier, steer=steer, max_depth=max_depth)
+    if record is None:
+        judge = Judge(task, scorer, verifier, steer=steer, max_depth=max_depth)
+    else:
+        generator = recorded = RecordedGenerator(cast(Restorer, generator), record)
+        judge = RecordedJudge(recorded, record, task, scorer, verifier, steer=steer, max_depth=max_depth)
     run = _Run(algorithm, generator, task, judge, budget, interrupted, clock, tick_seconds)
     return cast(Iterator[Event], run.events(RunStarted(prompt, config or {}, model or {}, generator.prompt_tokens)))
 
@@ -127,6 +136,9 @@ class _Run:
         """Place of the next result to tell, where the algorithm wants them in order."""
         self.finished: dict[int, Step] = {}
         """Steps that the generator holds and nobody has kept or dropped, by place."""
+        self.polls = 0
+        self.arrivals: dict[Expand, int] = {}
+        """The poll that brought each of `finished`."""
         self.held: set[str] = set()
         """Nodes whose KV the generator holds for us."""
 
@@ -189,6 +201,7 @@ class _Run:
             try:
                 if self.pauses:
                     yield None
+                self.polls += 1
                 steps = generator.poll()
             except OutOfMemory:
                 yield from self._salvage()
@@ -221,7 +234,9 @@ class _Run:
     def _ready(self, steps: list[Step]) -> list[tuple[int, Step]]:
         """Finished steps that may be told now, in an order that does not depend on when they finished."""
         for step in steps:
-            self.finished[self.asked[Expand(step.parent, step.ordinal)]] = step
+            expand = Expand(step.parent, step.ordinal)
+            self.finished[self.asked[expand]] = step
+            self.arrivals[expand] = self.polls
         if not self.algorithm.ordered:
             return sorted(self.finished.items(), key=lambda item: id_order(child_id(item[1].parent, item[1].ordinal)))
         ready = []
@@ -248,7 +263,10 @@ class _Run:
                 self.generator.drop(step)
             del self.finished[place]
             results.append((step, node, new))
-        self.judge.reward([(step, node) for step, node, new in results if new], tree)
+        fresh = [(step, node) for step, node, new in results if new]
+        before = self.generator.scorer_tokens
+        self.judge.reward(fresh, tree)
+        judge_tokens = self.generator.scorer_tokens - before
         for step, node, new in results:
             expand = Expand(step.parent, step.ordinal)
             del self.asked[expand]
@@ -262,7 +280,8 @@ class _Run:
                     self.valued.value(node.id, node.reward)
             else:
                 tree.repeat(expand, node)
-            yield self._node_added(step, node, new)
+            cost = judge_tokens if new and step is fresh[-1][0] else 0
+            yield self._node_added(step, node, new, judge_tokens=cost, late=not told)
             if not told:
                 continue
             leaving = self.algorithm.tell(tree, expand, node)
@@ -283,7 +302,7 @@ class _Run:
             state = self.state_task.state(self.tree[step.parent].path_text + step.text)
         return (self.task.key(step.text), step.finish), state
 
-    def _node_added(self, step: Step, node: Node, new: bool) -> NodeAdded:
+    def _node_added(self, step: Step, node: Node, new: bool, *, judge_tokens: int, late: bool) -> NodeAdded:
         return NodeAdded(
             id=child_id(step.parent, step.ordinal),
             text=step.text,
@@ -295,6 +314,13 @@ class _Run:
             answer=node.answer,
             verified=node.verified,
             duplicate_of=None if new else node.id,
+            token_ids=list(step.ids),
+            finish=step.finish,
+            reading=step.reward,
+            read_tokens=step.read_tokens,
+            judge_tokens=judge_tokens,
+            poll=self.arrivals.pop(Expand(step.parent, step.ordinal)),
+            late=late,
         )
 
     def _let_go(self, leaving: list[Node]) -> Iterator[Event]:
