@@ -59,6 +59,9 @@ def test_loss_is_zero_where_the_aim_is_met_and_for_padding() -> None:
     assert max(float(total), float(policy), float(reward)) < 1e-5
     uniform = losses(torch.zeros_like(perfect), batch.targets, batch.weights, batch.tags, 12.0)
     assert float(uniform[2]) > 3.0
+    batch.weights[:], batch.tags[:] = torch.where(batch.targets.sum(-1) > 0, 128, 0), 0
+    allowed = torch.where(batch.targets > 0, torch.randn(batch.targets.shape), torch.tensor(-30.0))
+    assert float(losses(allowed, batch.targets, batch.weights, batch.tags, 12.0)[1]) < 0.05
     padding = DeviceBatch.of(empty_batch(256), torch.device("cpu"))
     assert float(losses(torch.randn(256, 32), padding.targets, padding.weights, padding.tags, 12.0)[0]) == 0.0
 

@@ -141,10 +141,11 @@ def make_batch(size: int, seed: int, validation: bool = False) -> tuple[Batch, i
 class BatchStream:
     """Training batches from `workers` processes through `slots` shared buffers.
 
-    Start it before CUDA: workers are forked. Batches come in the order in which they get done.
+    Start it before CUDA: workers are forked. Batches come in the order in which they get done. Of `world` streams of
+    one seed, this is number `rank`: together they make every batch once.
     """
 
-    def __init__(self, size: int, seed: int, workers: int, slots: int) -> None:
+    def __init__(self, size: int, seed: int, workers: int, slots: int, rank: int = 0, world: int = 1) -> None:
         context = multiprocessing.get_context("fork")
         self._size = size
         self._buffers = [mmap.mmap(-1, batch_bytes(size)) for _ in range(slots)]
@@ -153,7 +154,8 @@ class BatchStream:
         for slot in range(slots):
             self._free.put(slot)
         self._workers = [
-            context.Process(target=self._work, args=(seed, worker, workers), daemon=True) for worker in range(workers)
+            context.Process(target=self._work, args=(seed, rank * workers + worker, world * workers), daemon=True)
+            for worker in range(workers)
         ]
         for process in self._workers:
             process.start()

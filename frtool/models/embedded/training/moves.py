@@ -19,6 +19,8 @@ MAX_MOVES = 64
 MAX_LINE = 64
 MAX_VALUE = 99_999
 """Moves to larger values are legal but hardly ever of use; the generator leaves them out."""
+SHARPNESS = 0.75
+"""Of the policy's target: 0 weighs all winning moves alike, 1 by the number of ways that they leave."""
 
 _OPERATORS = np.array([PLUS, PLUS + 1, PLUS + 2, PLUS + 3], np.uint8)  # + - * / stand in a row
 
@@ -35,7 +37,7 @@ class Moves(NamedTuple):
     barred: NDArray[Any]
     """bool [MAX_MOVES]: leads to a puzzle that is held out, so it is never shown."""
     weight: NDArray[Any]
-    """float64 [MAX_MOVES]: share of the policy's target, 0 where the move should not be made."""
+    """float64 [MAX_MOVES]: share of the policy's target, 0 for moves that lose the target or are barred."""
     text: NDArray[Any]
     """uint8 [MAX_MOVES, MAX_LINE]: the line in tokens, without its end."""
     length: NDArray[Any]
@@ -158,11 +160,10 @@ def continuations(state: NDArray[Any], count: int, target: int) -> float:
 def list_moves(state: NDArray[Any], count: int, target: int, bar_held_out: bool, moves: Moves) -> int:
     """Fill `moves` with the distinct legal moves of a sorted state, larger operand first; how many there are.
 
-    The policy's target weighs a winning move by the root of its continuations: moves that leave more room come
-    first, yet rare ones are learnt too. In a lost state every move weighs the same.
+    The policy's target weighs a winning move by its continuations to the power SHARPNESS: moves that leave more room
+    come first, for they are found more surely, yet rare ones are learnt too. In a lost state no move has a weight.
     """
     n = 0
-    alive = False
     for i in range(count - 1):
         if i > 0 and state[i] == state[i - 1]:
             continue
@@ -181,16 +182,13 @@ def list_moves(state: NDArray[Any], count: int, target: int, bar_held_out: bool,
                 replace_pair(state, count, i, j, result, child)
                 moves.good[n] = solvable(child, count - 1, target)
                 moves.barred[n] = bar_held_out and held_out(child, count - 1, target)
-                alive = alive or moves.good[n]
                 moves.length[n], moves.equals[n] = write_line(
                     moves.text[n], state[j], operator, state[i], result, child, count - 1
                 )
                 n += 1
     for m in range(n):
-        if moves.barred[m] or moves.good[m] != alive:
+        if moves.barred[m] or not moves.good[m]:
             moves.weight[m] = 0.0
-        elif alive:
-            moves.weight[m] = np.sqrt(continuations(moves.states[m], count - 1, target))
         else:
-            moves.weight[m] = 1.0
+            moves.weight[m] = continuations(moves.states[m], count - 1, target) ** SHARPNESS
     return n

@@ -208,6 +208,9 @@ def losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(what is minimised, policy, reward): divergence from the target distributions, in nats.
 
+    Under a weight below 255 the target is a set, and the divergence is -log of the probability that falls into it: it
+    says what is allowed, and nothing of what is better.
+
     The first is a mean over all tokens with the reward's counted `reward_weight` times; the others are means over the
     policy's aimed tokens and the reward's.
     """
@@ -215,6 +218,8 @@ def losses(
     targets = targets.float()
     targets = targets / targets.sum(-1, keepdim=True).clamp(min=1.0)
     divergence = torch.xlogy(targets, targets).sum(-1) - (targets * log_probabilities).sum(-1)
+    allowed = torch.where(targets > 0, log_probabilities.exp(), 0.0).sum(-1).clamp(min=1e-6)
+    divergence = torch.where(weights < 255, -allowed.log(), divergence)
     weights = weights.float() / 255.0
     rewarded = (tags > 0).float()
     policy = (divergence * weights * (1.0 - rewarded)).sum()

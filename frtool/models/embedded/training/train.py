@@ -1,6 +1,7 @@
-"""Train the arithmetic reasoner on one GPU, in a fixed time, from data made on the fly.
+"""Train the arithmetic reasoner on one GPU or several, in a fixed time, from data made on the fly.
 
 python -m frtool.models.embedded.training.train --out DIRECTORY --seconds 1200
+torchrun --standalone --nproc-per-node 2 -m frtool.models.embedded.training.train --out DIRECTORY --seconds 600
 
 Writes the checkpoint before it evaluates, and `training.json`: settings, machine, loss and validation over time.
 """
@@ -24,11 +25,14 @@ from .checkpoint import write_checkpoint, write_parts
 from .evaluate import evaluate, held_out_data
 from .network import DeviceBatch, Reasoner, Shape, losses, tree_mask
 from .optimizer import Muon, rate_at
+from .ranks import Ranks
 from .vocabulary import BAD, GOOD
 
 VALIDATION_SEED = 1_000_003
 LOG_EVERY = 100
 REWARD_BATCHES = 1
+PROGRESS_EVERY = 10
+"""Steps between looks at the clock, which all processes must agree about."""
 
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -36,13 +40,13 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=1200, help="training time, compilation not counted")
     parser.add_argument("--steps", type=int, default=None, help="stop after so many steps, whatever the time")
-    parser.add_argument("--tokens", type=int, default=131_072, help="tokens a step")
+    parser.add_argument("--tokens", type=int, default=131_072, help="tokens a step, in each process")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=10)
-    parser.add_argument("--matrix-rate", type=float, default=0.02)
+    parser.add_argument("--workers", type=int, default=6, help="processes that make data, for each that trains")
+    parser.add_argument("--matrix-rate", type=float, default=0.01)
     parser.add_argument("--vector-rate", type=float, default=0.002)
-    parser.add_argument("--decay", type=float, default=0.4, help="share of the time over which the rates fall to 0")
-    parser.add_argument("--reward-weight", type=float, default=12.0)
+    parser.add_argument("--decay", type=float, default=0.85, help="share of the time over which the rates fall to 0")
+    parser.add_argument("--reward-weight", type=float, default=10.0)
     parser.add_argument("--layers", type=int, default=Shape().num_hidden_layers)
     parser.add_argument("--width", type=int, default=Shape().hidden_size)
     parser.add_argument("--part-mib", type=float, default=None, help="write bare weights in parts of this size")
@@ -94,26 +98,33 @@ def measure(model: nn.Module, batch: DeviceBatch) -> dict[str, Any]:
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
+    ranks = Ranks.of_environment()
     # Both fork, so they come before CUDA is touched.
-    aside = Aside(options.tokens, options.evaluate)
-    stream = BatchStream(options.tokens, options.seed, options.workers, slots=2 * options.workers + 4)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    aside = Aside(options.tokens, options.evaluate) if ranks.first else None
+    stream = BatchStream(
+        options.tokens, options.seed, options.workers, 2 * options.workers + 4, rank=ranks.rank, world=ranks.world
+    )
     try:
-        return _train(options, device, stream, aside, started)
+        return _train(options, ranks, stream, aside, started)
     finally:
         stream.close()
-        aside.close()
+        if aside is not None:
+            aside.close()
+        ranks.leave()
 
 
 def _train(
-    options: argparse.Namespace, device: torch.device, stream: BatchStream, aside: Aside, started: float
+    options: argparse.Namespace, ranks: Ranks, stream: BatchStream, aside: Aside | None, started: float
 ) -> dict[str, Any]:
+    device = ranks.device()
+    ranks.join(device)
     torch.manual_seed(options.seed)
     torch.set_float32_matmul_precision("high")
     shape = Shape(num_hidden_layers=options.layers, hidden_size=options.width)
     model = Reasoner(shape).to(device)
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    parameters = list(model.parameters())
     muon = Muon(matrices)
     adam = torch.optim.AdamW(vectors, lr=options.vector_rate, betas=(0.9, 0.95), weight_decay=0.0)
     measure_losses = losses
@@ -144,6 +155,7 @@ def _train(
             logits = model(batch, tree_mask(batch))
         total, policy, reward = measure_losses(logits, batch.targets, batch.weights, batch.tags, options.reward_weight)
         total.backward()  # type: ignore[no-untyped-call]
+        ranks.average_gradients(parameters)
         muon.step(options.matrix_rate * rate)
         for group in adam.param_groups:
             group["lr"] = options.vector_rate * rate
@@ -156,12 +168,15 @@ def _train(
     step(DeviceBatch.of(empty_batch(options.tokens), device), 0.0)
     print(f"compiled after {time.monotonic() - started:.1f} s", flush=True)
     following, documents = take()
-    held_out = DeviceBatch.of(aside.next(), device)
+    held_out = DeviceBatch.of(aside.next(), device) if aside is not None else None
     print(f"first data after {time.monotonic() - started:.1f} s", flush=True)
+    ranks.agree(0.0, device)
     begun = logged = time.monotonic()
     startup = begun - started
+    progress = 0.0
     while True:
-        progress = (time.monotonic() - begun) / options.seconds
+        if done % PROGRESS_EVERY == 0:
+            progress = ranks.agree((time.monotonic() - begun) / options.seconds, device)
         if options.steps is not None:
             progress = max(progress, done / options.steps)
         if progress >= 1.0:
@@ -171,7 +186,7 @@ def _train(
         waited += stream.ready == 0
         following, documents = take()
         done += 1
-        if done % LOG_EVERY == 0:
+        if held_out is not None and done % LOG_EVERY == 0:
             now = time.monotonic()
             entry = {
                 "step": done,
@@ -179,7 +194,7 @@ def _train(
                 "rate": round(rate_at(progress, warm=0.01, decay=options.decay), 4),
                 "policy": float(policy),
                 "reward": float(reward),
-                "tokens_per_second": round(LOG_EVERY * options.tokens / (now - logged)),
+                "tokens_per_second": round(LOG_EVERY * options.tokens * ranks.world / (now - logged)),
                 "waited_for_data": waited,
             }
             if done % (10 * LOG_EVERY) == 0:
@@ -190,6 +205,9 @@ def _train(
     if device.type == "cuda":
         torch.cuda.synchronize()
     elapsed = time.monotonic() - begun
+    ranks.leave()
+    if aside is None or held_out is None:
+        return {}
 
     final = measure(model, held_out)
     print(json.dumps({"final": final}), flush=True)
@@ -203,12 +221,13 @@ def _train(
         "shape": asdict(shape),
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        "processes": ranks.world,
         "torch": torch.__version__,
         "startup_seconds": round(startup, 1),
         "training_seconds": round(elapsed, 1),
         "steps": done,
-        "tokens": done * options.tokens,
-        "puzzles": puzzles,
+        "tokens": done * options.tokens * ranks.world,
+        "puzzles": puzzles * ranks.world,
         "validation": final,
         "history": history,
     }
@@ -239,6 +258,8 @@ def _write(directory: Path, record: dict[str, Any]) -> None:
 
 def main() -> None:
     record = train(options_of())
+    if not record:
+        return
     summary = {key: record[key] for key in ("steps", "tokens", "puzzles", "startup_seconds", "training_seconds")}
     print(json.dumps({**summary, "evaluation": record.get("evaluation")}), flush=True)
 

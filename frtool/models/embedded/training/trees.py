@@ -5,8 +5,9 @@ the last token below k. Siblings share everything above them, so one document la
 tokens. What each position has to predict is stored with it as a distribution:
 
 * Inside a line, up to `=`, the next character's share of the policy's target over all moves that agree with what
-  stands so far: every winning move counts, not just the one that was drawn. In a lost state all legal moves count,
-  at a small weight. Behind `=` everything follows, in dead lines too.
+  stands so far: every winning move counts, not just the one that was drawn. Where no winning move agrees (in a lost
+  state, or behind the first characters of a losing move), only that the line be legal: any character that a legal move
+  goes on with is as good as another. Behind `=` everything follows, in dead lines too.
 * At `<prm>`, behind a line's end: `<+>` if the target can still be made from what remains, else `<->`. Lines with a
   planted error are `<->`, and nothing of them is imitated.
 * Behind the `)` of the last line, where one number remains: `<eos>`. There the reward is read directly behind `)`;
@@ -30,9 +31,9 @@ WIDTH = 32
 """Columns of a target distribution: the vocabulary, rounded up."""
 FULL = 255
 """Whole weight, and whole probability."""
-LOST_WEIGHT = 38
-"""Of 255: the loss on what to do in a lost state. Without any, the model learns to win by false lines; with more,
-the policy of winnable states goes blunt."""
+LEGAL_WEIGHT = 128
+"""Of 255: the loss of a position that only has to go on legally. Without any, the model learns to win by false lines.
+Weights below FULL mark such positions."""
 MAX_DOCUMENT = 900
 """Tokens past which a tree grows no further."""
 MAX_DOCUMENT_SIZE = 3_500
@@ -40,20 +41,30 @@ MAX_DOCUMENT_SIZE = 3_500
 
 WINNERS = (0, 0, 1, 1, 2, 3, 3)
 LOSERS = (0, 0, 1, 1, 2, 3, 3)
-"""Lines shown per state, by how many numbers the state has: with few left the reward is easy."""
-EXTRA_BRANCH = (0.0, 0.0, 0.0, 0.3, 0.5, 0.35, 0.3)
+"""Most lines shown per state, by how many numbers the state has: with few left the reward is easy."""
+SHOW_LOSERS = (0.0, 0.0, 0.4, 0.8, 1.0, 1.0, 1.0)
+"""Chance that a winnable state shows losing lines."""
+WIDE_SHARES = (0.0, 0.1, 0.45, 0.45)
+"""Documents for the reward, by how many numbers the puzzle has, 3 to 6: more lines a state, none below four left."""
+WIDE = (0, 0, 0, 0, 4, 5, 4)
+"""Winning and losing lines that they show."""
+EXTRA_BRANCH = (0.0, 0.0, 0.0, 0.3, 0.5, 0.3, 0.25)
 """Chance that a second winning line is followed too."""
-FOLLOW_ON = 0.6
+FOLLOW_ON = 0.5
 """Chance that a line of a lost state is followed."""
-FOLLOW_LOSER = (0.0, 0.0, 0.0, 0.35, 0.25, 0.25, 0.2)
-ERROR = (0.0, 0.0, 0.25, 0.12, 0.12, 0.1, 0.1)
+FOLLOW_LOSER = (0.0, 0.0, 0.0, 0.3, 0.25, 0.2, 0.2)
+ERROR = (0.0, 0.0, 0.2, 0.1, 0.12, 0.1, 0.1)
 """Chance of a line with a planted error."""
 
 
 class Documents(NamedTuple):
-    """One sequence of documents. `tokens` [N] uint8, `positions` [N] int16 (depth in the own path), `ends` [N] int32,
-    `targets` [N, WIDTH] uint8 (a distribution, sum 255 up to rounding), `weights` [N] uint8 (255 = 1), `tags` [N]
-    uint8: 0, or at `<prm>` 1 + 16*(numbers of the puzzle - 3) + 2*lines so far + (1 for a planted error)."""
+    """One sequence of documents.
+
+    `tokens` [N] uint8, `positions` [N] int16 (depth in the own path), `ends` [N] int32, `targets` [N, WIDTH] uint8 (a
+    distribution, sum 255 up to rounding; under a weight below FULL its entries above 0 are a set, of what is allowed),
+    `weights` [N] uint8 (255 = 1), `tags` [N] uint8: 0, or at `<prm>` 1 + 16*(numbers of the puzzle - 3) + 2*lines so
+    far + (1 for a planted error).
+    """
 
     tokens: NDArray[Any]
     positions: NDArray[Any]
@@ -102,23 +113,29 @@ def aim_at_moves(
     n: int,
     line: NDArray[Any],
     prefix: int,
-    weight: int,
     mass: NDArray[Any],
 ) -> None:
-    """The token at `at` ends the first `prefix` tokens of `line`: aim at what the moves that begin so go on with."""
+    """The token at `at` ends the first `prefix` tokens of `line`: aim at what the winning moves that begin so go on
+    with, or at what any legal move does where no winning one begins so."""
     mass[:] = 0.0
     total = 0.0
-    for m in range(n):
-        if moves.weight[m] <= 0.0 or moves.length[m] <= prefix:
-            continue
-        same = True
-        for k in range(prefix):
-            if moves.text[m, k] != line[k]:
-                same = False
-                break
-        if same:
-            mass[moves.text[m, prefix]] += moves.weight[m]
-            total += moves.weight[m]
+    weight = FULL
+    for winning in (True, False):
+        for m in range(n):
+            share = moves.weight[m] if winning else 1.0
+            if share <= 0.0 or moves.length[m] <= prefix:
+                continue
+            same = True
+            for k in range(prefix):
+                if moves.text[m, k] != line[k]:
+                    same = False
+                    break
+            if same:
+                mass[moves.text[m, prefix]] += share
+                total += share
+        if total > 0.0:
+            break
+        weight = LEGAL_WEIGHT
     documents.weights[at] = weight if total > 0.0 else 0
     for token in range(WIDTH):
         documents.targets[at, token] = int(mass[token] / total * FULL + 0.5) if total > 0.0 else 0
@@ -305,15 +322,22 @@ def enter(frames: Frames, depth: int, moves: int, alive: bool, position: int) ->
 
 
 @jit
-def choose(documents: Documents, work: Workspace, frames: Frames, depth: int, left: int) -> None:
+def choose(work: Workspace, frames: Frames, depth: int, left: int, wide: bool) -> None:
     """Draw the lines that a state shows, and which of them are followed."""
     moves, chosen, n = work.moves[depth], work.chosen[depth], frames.moves[depth]
     if not frames.alive[depth]:
         frames.shown[depth] = draw_moves(moves, n, False, 1 if left < 5 else 2, chosen, 0)
         frames.follow[depth] = 1 if np.random.random() < FOLLOW_ON else 0
         return
-    winners = draw_moves(moves, n, True, WINNERS[left], chosen, 0)
-    shown = draw_moves(moves, n, False, LOSERS[left], chosen, winners)
+    winners = draw_moves(moves, n, True, WIDE[left] if wide else WINNERS[left], chosen, 0)
+    losers = WIDE[left] if wide else (LOSERS[left] if np.random.random() < SHOW_LOSERS[left] else 0)
+    shown = draw_moves(moves, n, False, losers, chosen, winners)
+    if wide:
+        # A line of six numbers is followed, for the reward of its five; it need not be a winning one.
+        frames.shown[depth], frames.follow[depth] = shown, 0
+        if left > 5 and shown > 0:
+            frames.follow[depth] = 1 << (0 if np.random.random() < 0.8 else shown - 1)
+        return
     follow = min(winners, 1)
     if winners > 1 and np.random.random() < EXTRA_BRANCH[left]:
         follow |= 2
@@ -347,8 +371,7 @@ def put_move(documents: Documents, work: Workspace, at: int, frames: Frames, dep
     at = put_line(documents, at, frames.position[depth], moves.text[m], length)
     for k in range(length - 1):
         if k < moves.equals[m]:
-            weight = FULL if frames.alive[depth] else LOST_WEIGHT
-            aim_at_moves(documents, start + k, moves, frames.moves[depth], moves.text[m], k + 1, weight, work.mass)
+            aim_at_moves(documents, start + k, moves, frames.moves[depth], moves.text[m], k + 1, work.mass)
         else:
             aim(documents, start + k, moves.text[m, k + 1])
     aim(documents, at - 1, NEWLINE if left > 2 else EOS)
@@ -374,10 +397,11 @@ def put_steps(documents: Documents, work: Workspace, at: int, numbers: int, targ
     frames = work.frames
     begin = at
     depth = 0
+    wide = np.random.random() < WIDE_SHARES[numbers - MIN_NUMBERS]
     while depth >= 0:
         left = numbers - depth
         if frames.shown[depth] < 0:
-            choose(documents, work, frames, depth, left)
+            choose(work, frames, depth, left, wide)
             if np.random.random() < ERROR[left]:
                 at = put_error(documents, work, at, frames, depth, left, target)
         elif frames.line[depth] >= 0:
@@ -398,8 +422,7 @@ def put_steps(documents: Documents, work: Workspace, at: int, numbers: int, targ
             # How a winning move goes on is known, so its newline aims there even where nothing is shown below it.
             child = work.moves[depth + 1]
             n = list_moves(work.moves[depth].states[m], left - 1, target, bar, child)
-            weight = FULL if alive else LOST_WEIGHT
-            aim_at_moves(documents, newline, child, n, work.line, 0, weight, work.mass)
+            aim_at_moves(documents, newline, child, n, work.line, 0, work.mass)
             if followed:
                 depth += 1
                 enter(frames, depth, n, alive, documents.positions[newline] + 1)
@@ -422,8 +445,7 @@ def put_document(documents: Documents, work: Workspace, at: int, validation: boo
     work.line[length] = NEWLINE
     length += 1
     at = put_line(documents, at, 1, work.line, length)
-    weight = FULL if alive else LOST_WEIGHT
-    aim_at_moves(documents, at - 1, work.moves[0], n, work.line, 0, weight, work.mass)
+    aim_at_moves(documents, at - 1, work.moves[0], n, work.line, 0, work.mass)
     root = at
     at = put_reward(documents, at, length + 1, alive, tag_of(numbers, 0))
     enter(work.frames, 0, n, alive, length + 1)
