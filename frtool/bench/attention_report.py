@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
 from frtool.bench.attention import AttentionReport, AttentionRow
@@ -102,3 +103,22 @@ def draw_charts(report: AttentionReport, folder: Path) -> list[Path]:
             },
         ),
     ]  # fmt: skip
+
+
+def terminal_chart(report: AttentionReport, console: Console) -> str:
+    """The time of a call over the branches, as text. Raises UsageError where plotille is missing."""
+    from frtool.view.chart import Series, chart
+
+    rows = sorted(report.rows, key=lambda row: row.batch)
+    lines = {
+        "tree": [(row.batch, row.tree_us) for row in rows],
+        "linear, shared pages": [(row.batch, row.linear_shared_us) for row in rows],
+        "linear, copied KV": [(row.batch, row.linear_copied_us) for row in rows],
+        "memory floor": [(row.batch, row.floor_us) for row in rows],
+    }
+    series = []
+    for name, points in lines.items():
+        known = [(x, y) for x, y in points if y is not None]
+        if known:
+            series.append(Series(name, [x for x, _ in known], [y for _, y in known]))
+    return chart(series, console, title="one layer", x_label="branches", y_label="µs", log_y=True)

@@ -72,12 +72,19 @@ def attention(
     ] = "sdpa",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default the best there is.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw charts there; needs matplotlib.")] = None,
+    terminal_plot: Annotated[bool, typer.Option("--terminal-plot", help="Draw the times in the terminal too.")] = False,
     json: JsonOption = False,
 ) -> int:
     """Tree attention against linear attention and other libraries, on the same trees."""
     for name, value in {"prefix": prefix, "suffix": suffix, "block-size": block_size}.items():
         if value is not None and value < 1:
             raise UsageError(f"--{name} is {value}, but must be at least 1")
+    if terminal_plot:
+        if json:
+            raise UsageError("--terminal-plot has no use with --json", hint="leave one of them out")
+        from frtool.view.chart import check_chart
+
+        check_chart()
     sizes = None if batch_sizes is None else _batch_sizes(batch_sizes)
     from frtool.bench.attention import run
     from frtool.models.devices import choose_device
@@ -103,6 +110,10 @@ def attention(
         wide.print(attention_table(report))
         for note in report.notes:
             wide.print(note, markup=False)
+        if terminal_plot:
+            from frtool.bench.attention_report import terminal_chart
+
+            print("\n" + terminal_chart(report, wide), end="")
     if plot is not None:
         _plot(report, plot)
     return 0

@@ -104,6 +104,9 @@ def evaluate(
         bool, typer.Option("--resume", help="Leave out what DIR holds already.", rich_help_panel=_OUTPUT)
     ] = False,
     no_plot: Annotated[bool, typer.Option("--no-plot", help="Draw none.", rich_help_panel=_OUTPUT)] = False,
+    terminal_plot: Annotated[
+        bool, typer.Option("--terminal-plot", help="Draw accuracy in the terminal too.", rich_help_panel=_OUTPUT)
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=_OUTPUT)] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.", rich_help_panel=_OUTPUT)
@@ -123,6 +126,8 @@ def evaluate(
         raise UsageError(f"--control `{control}` is unknown", hint=f"there is {RANDOM_POLICY}")
     if resume and out is None:
         raise UsageError("--resume needs the --out of the run that it goes on with")
+    if terminal_plot and json:
+        raise UsageError("--terminal-plot has no use with --json", hint="leave one of them out")
     plan = Plan(
         tasks=tuple(tasks),
         algorithms=(*_names(algorithms), *([RANDOM_POLICY] if control else ())),
@@ -149,7 +154,7 @@ def evaluate(
             trust_remote_code=trust_remote_code,
         ).resolved(),
     )
-    return evaluate(plan, Output(out, resume, not no_plot, json, quiet))
+    return evaluate(plan, Output(out, resume, not no_plot, json, quiet, terminal_plot))
 
 
 def _names(text: str) -> list[str]:

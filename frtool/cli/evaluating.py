@@ -34,6 +34,7 @@ class Output:
     plot: bool
     json: bool
     quiet: bool
+    terminal_plot: bool = False
 
 
 def evaluate(plan: Plan, output: Output) -> int:
@@ -45,6 +46,10 @@ def evaluate(plan: Plan, output: Output) -> int:
     drawing = output.folder is not None and output.plot
     if drawing:
         check_plot()
+    if output.terminal_plot:
+        from frtool.view.chart import check_chart
+
+        check_chart()
     with contextlib.redirect_stdout(sys.stderr):
         items = {task: load_items(task, offset=plan.offset, limit=plan.limit) for task in plan.tasks}
         file = None if output.folder is None else ResultFile(output.folder, plan.record(), resume=output.resume)
@@ -173,3 +178,8 @@ def _print(rows: list[Summary], record: dict[str, Any], output: Output, stdout: 
     if not console.is_terminal:
         console.width = 160
     console.print(table(rows))
+    if output.terminal_plot:
+        from frtool.eval.report import terminal_charts
+
+        stdout.write("\n" + terminal_charts(rows, console))
+        stdout.flush()

@@ -13,6 +13,7 @@ from .control import RANDOM_POLICY
 from .summary import Summary
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 CONTROL_NOTE = f"{RANDOM_POLICY}: random legal steps and a verifier that never errs; a model has to beat it"
@@ -105,6 +106,28 @@ def plot(rows: Sequence[Summary], folder: Path) -> list[Path]:
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
     return paths
+
+
+def terminal_charts(rows: Sequence[Summary], console: Console) -> str:
+    """For each task selected accuracy against tokens, as text. Raises UsageError where plotille is missing."""
+    from frtool.view.chart import Series, chart
+
+    charts = []
+    for task in dict.fromkeys(row.task for row in rows):
+        here = [row for row in rows if row.task == task and row.policy_tokens + row.scorer_tokens > 0]
+        lines = {
+            algorithm: sorted(
+                (row.policy_tokens + row.scorer_tokens, 100 * row.accuracy)
+                for row in here
+                if row.algorithm == algorithm
+            )
+            for algorithm in dict.fromkeys(row.algorithm for row in here)
+        }
+        series = [Series(name, *zip(*points, strict=True)) for name, points in lines.items()]
+        if series:
+            labels = ("tokens a problem", "right, %")
+            charts.append(chart(series, console, title=task, x_label=labels[0], y_label=labels[1], y_limits=(0, 105)))
+    return "\n".join(charts)
 
 
 def _line(axis: Any, rows: Sequence[Summary], places: Sequence[float], label: str) -> None:

@@ -1,0 +1,75 @@
+"""Line charts for the terminal. Needs plotille (extra `plot`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from frtool.errors import UsageError
+
+from .glyphs import ASCII, glyphs_for
+from .safe import safe_line
+
+_COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "red", "white")
+_HEIGHT = 14
+_BLANK, _LAST_BRAILLE = "\u2800", "\u28ff"
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line of a chart: `xs` and `ys` are of the same length, all above 0 on a logarithmic axis."""
+
+    label: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+
+
+def check_chart() -> None:
+    """Raise UsageError where no chart can be drawn."""
+    try:
+        import plotille  # noqa: F401
+    except ImportError:
+        raise UsageError("plotille is not installed", hint="install it: pip install 'flash-frtool[plot]'") from None
+
+
+def chart(
+    series: Sequence[Series], console: Console, *, title: str, x_label: str, y_label: str,
+    y_limits: tuple[float, float] | None = None, log_y: bool = False,
+) -> str:  # fmt: skip
+    """The lines over a logarithmic x axis, each point marked by its series' letter, as wide, as colourful and in such
+    letters as `console` bears. Raises UsageError where plotille is missing."""
+    check_chart()
+    import plotille
+
+    figure = plotille.Figure()
+    figure.width, figure.height = min(max(60, console.width), 120) - 30, _HEIGHT
+    figure.origin = False
+    figure.color_mode = "names"
+    figure.with_colors = console.is_terminal and not console.no_color and not console.is_dumb_terminal
+    figure.x_label, figure.y_label = x_label, y_label
+    figure.x_ticks_fkt = lambda value, _: f"{10**value:,.0f}"
+    figure.y_ticks_fkt = lambda value, _: f"{10**value if log_y else value:,.0f}"
+    points = [
+        (math.log10(x), math.log10(y) if log_y else y) for one in series for x, y in zip(one.xs, one.ys, strict=True)
+    ]
+    figure.set_x_limits(*_limits([x for x, _ in points]))
+    figure.set_y_limits(*(y_limits or _limits([y for _, y in points])))
+    for i, one in enumerate(series):
+        xs, ys = [math.log10(x) for x in one.xs], [math.log10(y) if log_y else y for y in one.ys]
+        mark = chr(ord("A") + i % 26)
+        figure.plot(xs, ys, lc=_COLOURS[i % len(_COLOURS)], label=safe_line(one.label, 60), marker=mark)
+    text = f"{safe_line(title, 200)}\n{figure.show(legend=True)}\n"
+    if glyphs_for(console.encoding) is ASCII:
+        text = "".join("." if _BLANK < c <= _LAST_BRAILLE else " " if c == _BLANK else c for c in text)
+        text = text.encode("ascii", "replace").decode()
+    return "".join(line.replace(_BLANK, " ").rstrip() + "\n" for line in text.splitlines())
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """The values with a twentieth of room on each side."""
+    low, high = min(values), max(values)
+    room = (high - low) / 20 or 0.5
+    return low - room, high + room
