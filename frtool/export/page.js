@@ -30,6 +30,7 @@
     constructor() {
       this.nodes = new Map();
       this.pending = new Set();
+      this.texts = new Map();
       this.leader = this.tick = this.ended = null;
       this.count = this.terminals = this.at = 0;
       this.root = this.node("0");
@@ -41,7 +42,7 @@
       node = {
         id, parent, ordinal: Number(id.slice(id.lastIndexOf(".") + 1)), depth: parent ? parent.depth + 1 : 0,
         text: "", tokens: 0, logprob: null, prior: null, reward: null, terminal: null, answer: null, verified: null,
-        pruned: null, visits: 0, sum: 0, children: [], copies: 0, growing: 0, below: 0, known: false,
+        pruned: null, visits: 0, sum: 0, children: [], copies: 0, growing: 0, below: 0, known: false, evicted: false,
       };
       this.nodes.set(id, node);
       if (parent) {
@@ -64,7 +65,9 @@
       return i >= 0 && x[i] > y[i];
     }
     answered(id) {
-      if (this.pending.delete(id)) this.node(parentOf(id)).growing -= 1;
+      if (!this.pending.delete(id)) return;
+      this.node(parentOf(id)).growing -= 1;
+      this.texts.delete(id);
     }
     apply(event) {
       this.at += 1;
@@ -74,7 +77,9 @@
           for (const id of event.ids) {
             if (parentOf(id) === null || this.pending.has(id)) continue;
             this.pending.add(id);
-            this.node(parentOf(id)).growing += 1;
+            const parent = this.node(parentOf(id));
+            parent.growing += 1;
+            parent.evicted = false;
           }
           break;
         case "node": {
@@ -94,7 +99,11 @@
           for (let node = this.node(event.id); node; node = node.parent) { node.visits += 1; node.sum += low(event.value) === -Infinity ? 0 : event.value; }
           break;
         case "prune": for (const id of event.ids) this.node(id).pruned = event.reason; break;
-        case "tick": this.tick = event; break;
+        case "tick":
+          this.tick = event;
+          for (const [id, text] of Object.entries(event.growing || {})) if (this.pending.has(id)) this.texts.set(id, (this.texts.get(id) || "") + text);
+          for (const id of event.evicted || []) if (this.nodes.has(id)) this.node(id).evicted = true;
+          break;
         case "end": this.ended = event; for (const id of [...this.pending]) this.answered(id); break;
       }
     }
@@ -103,7 +112,7 @@
       if (this.leader) return this.leader;
       let node = this.root;
       while (node.children.length) {
-        const live = node.children.filter((c) => !c.pruned), among = live.length ? live : node.children;
+        const live = node.children.filter((c) => !dropped(c)), among = live.length ? live : node.children;
         node = among.reduce((a, b) => {
           const x = low(this.value(a)), y = low(this.value(b));
           return y > x || (y === x && low(b.prior) > low(a.prior)) ? b : a;
@@ -112,6 +121,7 @@
       return node;
     }
   }
+  const dropped = (node) => node.pruned !== null && node.pruned !== "exhausted";
   const pathOf = (node) => { const path = []; for (; node; node = node.parent) path.unshift(node); return path; };
 
   // ---- the moment that is shown
@@ -153,7 +163,8 @@
     if (!node.parent) return ["", ""];
     if (node.verified !== null) return node.verified ? ["✓", "right"] : ["✗", "wrong"];
     if (node.terminal !== null) return node.terminal === "length" ? ["◑", "cut"] : ["●", "done"];
-    return [node.pruned ? "∅" : "○", ""];
+    if (node.pruned) return [dropped(node) ? "∅" : "◉", ""];
+    return node.evicted ? ["◌", "growing"] : ["○", ""];
   }
   function words(text) {
     const element = make("span", "words"), lower = text.toLowerCase();
@@ -171,7 +182,7 @@
     const row = make("div", "row"), step = make("span", "step"), open = isOpen(node, best);
     row.classList.toggle("best", best.has(node.id));
     row.classList.toggle("root", !node.parent);
-    row.classList.toggle("pruned", node.pruned !== null);
+    row.classList.toggle("pruned", dropped(node));
     row.classList.toggle("selected", node.id === selected);
     row.style.top = `${index * ROW}px`;
     row.dataset.id = node.id;
@@ -191,7 +202,10 @@
     if (node.parent) step.append(make("span", `sign ${kind}`, mark));
     step.append(words(oneLine(node.text).slice(0, 600) || (node.known ? "(empty step)" : "…")));
     if (node.copies) step.append(make("span", "more", `×${node.copies + 1}`));
-    if (node.growing) step.append(make("span", "more growing", `⋯${node.growing}`));
+    if (node.growing) {
+      const [, text] = [...tree.texts].find(([id]) => parentOf(id) === node.id) || [null, ""];
+      step.append(make("span", "more growing", `⋯${node.growing}`), make("span", "more draft", oneLine(text).slice(-60)));
+    }
     if (node.children.length && !open) step.append(make("span", "more", `+${count(node.below)}`));
     const value = tree.value(node), bar = make("span", "bar"), fill = make("i");
     fill.style.width = `${100 * Math.max(0, Math.min(1, value === null ? 0 : value))}%`;

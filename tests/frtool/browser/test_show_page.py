@@ -149,6 +149,24 @@ def test_playing_grows_the_tree_to_its_end(browser, shown):
     assert browser.texts("#moment")[0].endswith("60 nodes")
 
 
+def test_what_is_being_written_and_what_was_evicted_is_seen(browser, page_of):
+    counters = (100, 9, 3, 4, 16, 30, 100, 400, 900)
+    events = [
+        RunStarted("q", {}, {}, 3), NodeAdded("0.0", "one", 3, -1.0, 0.5), NodeAdded("0.1", "two", 3, -1.0, 0.5),
+        Selected(["0.0.0"]), Tick(0.5, *counters, growing={"0.0.0": "first <b>"}, evicted=["0.1"]),
+        Tick(1.0, *counters, growing={"0.0.0": " words", "0.7": "unasked"}), NodeAdded("0.0.0", "all", 3, -1.0, 0.5),
+        Selected(["0.1.0"]), Ended("finished", "0.0.0", None, nodes=3),
+    ]  # fmt: skip
+    browser.open(page_of(events))
+    move(browser, 6)
+    assert browser.texts(".draft") == ["first <b> words"]
+    assert browser.texts("#canvas .sign") == ["○", "◌"]
+    move(browser, len(events))
+    assert browser.texts(".draft") == []
+    assert browser.texts("#canvas .sign") == ["○", "○", "○"]
+    assert browser.errors == []
+
+
 def test_chart_follows_the_counters_and_a_click_in_it_moves_the_moment(browser, shown):
     ticks = [e for e in shown if isinstance(e, Tick)]
     line = browser.run("document.querySelector('.chart .unshared').getAttribute('d')")
