@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from frtool.config import SearchConfig
+from frtool.resume import check_surroundings
+from frtool.search.resume import continue_search
 from frtool.search.run import run_search
 from frtool.solving.custom import Custom
 from frtool.solving.equipment import Equipment, attach
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from frtool.models.load import LoadedModel
     from frtool.search.events import Event
     from frtool.search.protocols import Scorer
+    from frtool.search.record import Record
 
 Progress = Callable[[str], None]
 
@@ -67,24 +70,32 @@ class Session:
         attach(scorer, engine)
         return cls(equipment, problem, engine, scorer)
 
-    def run(self) -> Iterator[Event]:
-        """All events of the search, `RunStarted` first and `Ended` last."""
+    def run(self, record: Record | None = None) -> Iterator[Event]:
+        """All events of the search, `RunStarted` first and `Ended` last.
+
+        With a `record` of a search that broke off it goes on: see `search.resume.continue_search`. Raises UsageError
+        where that search began with another model or machine.
+        """
         config = self.config
         assert config.max_depth is not None
-        return run_search(
-            algorithm=self.algorithm,
-            generator=self.engine,
-            scorer=self.scorer,
-            task=self.task,
-            verifier=self.verifier,
-            budget=config.budget(),
-            steer=config.steer,
-            max_depth=config.max_depth,
-            interrupted=self._interrupted.is_set,
-            config=config.record(),
-            model=self.model_record(),
-            prompt=config.prompt,
-        )
+        settings: dict[str, Any] = {
+            "algorithm": self.algorithm,
+            "generator": self.engine,
+            "scorer": self.scorer,
+            "task": self.task,
+            "verifier": self.verifier,
+            "budget": config.budget(),
+            "steer": config.steer,
+            "max_depth": config.max_depth,
+            "interrupted": self._interrupted.is_set,
+            "config": config.record(),
+            "model": self.model_record(),
+            "prompt": config.prompt,
+        }
+        if record is None:
+            return run_search(**settings)
+        check_surroundings(record.started.model, settings["model"])
+        return continue_search(record, **settings)
 
     def interrupt(self) -> None:
         """End the search at its next step, with the best answer so far. Safe from a signal handler."""

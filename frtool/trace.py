@@ -13,7 +13,17 @@ from types import NoneType, TracebackType, UnionType
 from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
 from frtool.errors import FrtoolError, UsageError
-from frtool.search.events import TRACE_VERSION, Ended, Event, RunStarted, Tick, from_record, to_record
+from frtool.search.events import (
+    TRACE_VERSION,
+    Ended,
+    Event,
+    NodeAdded,
+    Resumed,
+    RunStarted,
+    Tick,
+    from_record,
+    to_record,
+)
 from frtool.view.safe import safe_json
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -29,12 +39,16 @@ class TraceWriter:
     """Writes events to `path`, each flushed before `write` returns.
 
     Opening checks that the file can be written, and changes nothing in it: what stood there goes with the first event.
+    With `keep` the first so many bytes stay, which end with a whole event, and nothing is written before the event
+    Resumed. While it is open no other writer can open the file.
+
     Raises UsageError where it cannot be opened. `write` raises OSError (a full disk), after it has cut the file back to
     the last whole line where it can.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, keep: int | None = None) -> None:
         self.path = Path(path)
+        self._keep = keep
         if str(path) == "-":
             raise UsageError(
                 "--trace needs a file: stdout carries the answer", hint="pass a path such as `--trace run.jsonl`"
@@ -48,6 +62,9 @@ class TraceWriter:
             raise UsageError(f"cannot write the trace {self.path}: {reason}", hint=hint) from None
         self._regular = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
         self._begun = False
+        if self._regular and not _lock(self._file):
+            self._file.close()
+            raise UsageError(f"another process is writing the trace {self.path}", hint="wait until it has ended")
 
     def __enter__(self) -> TraceWriter:
         return self
@@ -60,9 +77,13 @@ class TraceWriter:
     def write(self, event: Event) -> None:
         line = safe_json(to_record(event)).encode() + b"\n"
         if not self._begun:
+            if self._keep is not None and not isinstance(event, Resumed):
+                return
             self._begun = True
             if self._regular:
-                self._file.truncate(0)
+                self._file.truncate(self._keep or 0)
+                if self._keep and not self._ends_in_newline(self._keep):
+                    line = b"\n" + line
         done = 0
         try:
             while done < len(line):
@@ -71,6 +92,11 @@ class TraceWriter:
             if done and self._regular:
                 self._file.truncate(self._file.seek(0, 2) - done)
             raise
+
+    def _ends_in_newline(self, size: int) -> bool:
+        with open(self.path, "rb") as file:
+            file.seek(size - 1)
+            return file.read(1) == b"\n"
 
     def close(self) -> None:
         """Close the file; one that this writer made and never wrote to goes away."""
@@ -83,7 +109,7 @@ class TraceWriter:
 
 class TraceReader:
     """Iterates over the events of a trace. Afterwards `truncated` says that the last line was cut, and `complete` that
-    the search's end stands in it.
+    the search's end stands in it. `offset` is where the line of the event given last ends, in bytes.
 
     Raises TraceError, naming the line, for what is no trace, for damage before the last line, and for a newer version.
     Blank lines and unknown fields are skipped.
@@ -93,6 +119,7 @@ class TraceReader:
         self.path = Path(path)
         self.truncated = False
         self.complete = False
+        self.offset = 0
 
     def __iter__(self) -> Iterator[Event]:
         self.truncated = self.complete = False
@@ -106,9 +133,10 @@ class TraceReader:
 
     def _events(self, file: BinaryIO) -> Iterator[Event]:
         begun = False
-        number = 0
+        number = read = 0
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
+            read += len(line)
             if len(line) > MAX_LINE_BYTES:
                 raise self._error(number, f"longer than {MAX_LINE_BYTES:,} bytes")
             if not line.strip():
@@ -122,6 +150,7 @@ class TraceReader:
                 raise self._error(number, str(error)) from None
             begun = True
             self.complete = isinstance(event, Ended)
+            self.offset = read
             yield event
         if not begun:
             raise TraceError(f"the trace {self.path} is empty")
@@ -157,6 +186,21 @@ class TraceReader:
         return TraceError(f"{self.path}, line {number}: {what}")
 
 
+def _lock(file: BinaryIO) -> bool:
+    """Whether this process alone has the file. It has where nobody can tell."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems know no locks
+        return True
+    return True
+
+
 class _Cut(ValueError):
     """A line that does not parse: damage, or, at the end of the file, a write that was cut."""
 
@@ -190,6 +234,10 @@ def _checked(event: Event) -> Event:
                 raise ValueError(f"event {event.kind!r}: `{name}` is no number that fits") from None
         elif type(value) not in allowed:
             raise ValueError(f"event {event.kind!r}: `{name}` is a {type(value).__name__}")
+    if isinstance(event, NodeAdded) and not all(
+        type(token) is int and 0 <= token < 1 << 31 for token in event.token_ids
+    ):
+        raise ValueError("event 'node': `token_ids` holds what is no token")
     if isinstance(event, Tick) and not all(isinstance(text, str) for text in event.growing.values()):
         raise ValueError("event 'tick': `growing` holds what is no text")
     named = (getattr(event, name, None) for name in ("id", "duplicate_of", "best"))

@@ -13,7 +13,7 @@ import typer
 from frtool import __version__
 from frtool.errors import FrtoolError, UsageError
 
-from . import bench, compare, doctor, models, replay, search, show
+from . import bench, compare, doctor, models, replay, resume, search, show
 from . import eval as evaluation
 from .errors import complain, explain, usage_error
 from .settings import Settings, origin, read_settings
@@ -27,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("search", cls=search.SearchCommand)(search.search)
+app.command("resume")(resume.resume)
 app.command("show")(show.show)
 app.command("replay")(replay.replay)
 app.command("compare")(compare.compare)

@@ -29,6 +29,9 @@ def replay(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the run use Python code that the model brings.")
     ] = False,
+    trust_verify_command: Annotated[
+        bool, typer.Option("--trust-verify-command", help="Let the run use the verifying program that the trace names.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the verdict of --verify as JSON.")] = False,
 ) -> int:
     """Play a recorded search in the terminal: space pauses, n and b go step by step, + and - change the speed.
@@ -37,8 +40,8 @@ def replay(
     """
     if verify and (step or speed is not None):
         raise UsageError("--verify runs the search anew: --step and --speed have no meaning")
-    if not verify and (device is not None or trust_remote_code or json):
-        raise UsageError("--device, --trust-remote-code and --json belong to --verify")
+    if not verify and (device is not None or trust_remote_code or trust_verify_command or json):
+        raise UsageError("--device, --trust-remote-code, --trust-verify-command and --json belong to --verify")
     if speed is not None and not (0 < speed < math.inf):
         raise UsageError(f"--speed is {speed:g}, but must be more than 0 and finite")
     from frtool.export.recorded import read_search
@@ -50,7 +53,8 @@ def replay(
     if verify:
         from .verifying import verify_search
 
-        return verify_search(search, device=device, trust_remote_code=trust_remote_code, json=json)
+        trust = {"trust_remote_code": trust_remote_code, "trust_verify_command": trust_verify_command}
+        return verify_search(search, device=device, json=json, **trust)
     _play(search, speed, step)
     if search.note:
         warn(search.note)

@@ -7,17 +7,18 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from frtool.config import SearchConfig
 from frtool.errors import FrtoolError, UsageError
 from frtool.search.events import Ended, Event
+from frtool.search.resume import Mismatch
 from frtool.trace import TraceWriter
 from frtool.view import view_for
 from frtool.view.model import TreeModel
-from frtool.view.safe import safe_json, safe_text
+from frtool.view.safe import safe_json, safe_line, safe_text
 
 from .errors import complain, explain
 from .result import FAILED, result_record, status
@@ -26,6 +27,7 @@ from .stop import Stopper
 if TYPE_CHECKING:
     from typing import TextIO
 
+    from frtool.resume import Finished, Unfinished
     from frtool.view import View
 
 
@@ -41,8 +43,11 @@ class Output:
     verbose: bool
 
 
-def answer(configure: Callable[[], SearchConfig], output: Output) -> int:
-    """Search, print the answer, and return the exit status. Known failures are printed, not raised."""
+def answer(configure: Callable[[], SearchConfig], output: Output, unfinished: Unfinished | None = None) -> int:
+    """Search, print the answer, and return the exit status. Known failures are printed, not raised.
+
+    With `unfinished` that search goes on, and its trace is the output's.
+    """
     stdout = sys.stdout
     view = view_for(quiet=output.quiet, progress=output.progress)
     search = _Search(view, verbose=output.verbose)
@@ -56,8 +61,8 @@ def answer(configure: Callable[[], SearchConfig], output: Output) -> int:
         error: FrtoolError | None = None
         try:
             config = configure()
-            with view, _writers(output) as search.trace:
-                search.run(config, stopper)
+            with view, _writers(output, unfinished) as search.trace:
+                search.run(config, stopper, unfinished)
                 if output.picture is not None:
                     _draw(search.view.model, output.picture)
         except KeyboardInterrupt:
@@ -72,6 +77,23 @@ def answer(configure: Callable[[], SearchConfig], output: Output) -> int:
     return _print(search.view.model, error, code, output, stdout) or code
 
 
+def answer_again(found: Finished, output: Output) -> int:
+    """Print the answer of a search that has ended already, and return its exit status."""
+    from frtool.view.console import StderrConsole
+
+    model = TreeModel()
+    for event in found.events:
+        model.apply(event)
+    if not output.quiet:
+        with contextlib.suppress(OSError):
+            StderrConsole().print(f"the search had ended: {safe_line(found.ended.reason, 60)}", markup=False)
+    if output.picture is not None:
+        with _writers(replace(output, trace=None), None):
+            _draw(model, output.picture)
+    code = status(found.ended)
+    return _print(model, None, code, output, sys.stdout) or code
+
+
 class _Search:
     """Hands every event to the trace and to the view, in that order."""
 
@@ -82,13 +104,13 @@ class _Search:
         self.trace_error: OSError | None = None
         self._stop: Callable[[], None] = lambda: None
 
-    def run(self, config: SearchConfig, stopper: Stopper) -> None:
+    def run(self, config: SearchConfig, stopper: Stopper, unfinished: Unfinished | None) -> None:
         from frtool.session import Session
 
         session = Session.open(config, on_progress=self._progress, on_config=self._show_config)
         self._stop = session.interrupt
         stopper.attach(session.interrupt)
-        events = session.run()
+        events = session.run() if unfinished is None else session.run(unfinished.record)
         told = False
         try:
             for event in events:
@@ -99,6 +121,11 @@ class _Search:
         except KeyboardInterrupt:
             self._end_now(events)
             raise
+        except Mismatch as error:
+            raise FrtoolError(
+                f"the search does not go on as it was recorded: {error}",
+                hint="the trace was left as it is; `frtool search` begins a new one",
+            ) from None
         if self.trace_error is not None:
             reason = self.trace_error.strerror or str(self.trace_error)
             raise FrtoolError(
@@ -150,7 +177,7 @@ class _Search:
 
 
 @contextlib.contextmanager
-def _writers(output: Output) -> Iterator[TraceWriter | None]:
+def _writers(output: Output, unfinished: Unfinished | None) -> Iterator[TraceWriter | None]:
     """Check before the model loads that what was asked for can be written."""
     picture = output.picture
     if picture is not None:
@@ -161,7 +188,7 @@ def _writers(output: Output) -> Iterator[TraceWriter | None]:
     if output.trace is None:
         yield None
         return
-    with TraceWriter(output.trace) as writer:
+    with TraceWriter(output.trace, keep=None if unfinished is None else unfinished.keep) as writer:
         yield writer
 
 

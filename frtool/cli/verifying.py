@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from frtool.replay.verify import Verification
 
 
-def verify_search(search: RecordedSearch, *, device: str | None, trust_remote_code: bool, json: bool) -> int:
+def verify_search(
+    search: RecordedSearch, *, device: str | None, trust_remote_code: bool, trust_verify_command: bool, json: bool
+) -> int:
     """Run it again, print the verdict, and return 0 where the trees are the same."""
     from frtool.replay.verify import recorded_config, verify
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    config = recorded_config(search, device=device, trust_remote_code=trust_remote_code)
+    trust = {"trust_remote_code": trust_remote_code, "trust_verify_command": trust_verify_command}
+    config = recorded_config(search, device=device, **trust)
     # What a library prints is talk: stdout bears the verdict alone.
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), view_for() as view:
         warnings.simplefilter("ignore")

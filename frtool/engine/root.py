@@ -12,6 +12,7 @@ from .forest import Forest
 from .holdings import Holdings
 from .noise import step_key
 from .prefill import check_prompt
+from .revive import Reviver
 from .rows import Kept, Row
 from .steps import StepText
 
@@ -53,6 +54,7 @@ class Root:
         self.open: dict[tuple[str, int], Row] = {}
         """Submitted, not finished yet."""
         self._finished: list[Row] = []
+        self._reviver = Reviver(self)
         self.trunk = forest.plant(self, list(prompt_ids))
         self.holdings.kept[self.trunk.id] = self.trunk
 
@@ -67,6 +69,8 @@ class Root:
         parent = kept.get(expand.parent)
         if parent is None:
             raise ValueError(f"node {expand.parent} is not kept")
+        if parent.unread:
+            self._reviver.read(parent)
         if parent.logits is None:
             raise ValueError(f"the path to node {expand.parent} has ended")
         if key in self.open or key in self.holdings.done:
@@ -100,6 +104,8 @@ class Root:
                 logprob=row.logprob,
                 finish=row.finish or "",
                 reward=row.reward,
+                ids=tuple(row.tokens),
+                read_tokens=0 if row.reward is None else len(self.forest.query),
             )
             for row in finished
         ]
@@ -116,6 +122,11 @@ class Root:
             logits=None if row.logits is None else row.logits.to(self.forest.loaded.dtype, copy=True),
             branch_id=row.branch_id,
         )
+
+    def restore(self, step: Step) -> None:
+        """Hold the node of a step that another process grew. Raises Mismatch where this model cannot have grown it."""
+        node = self._reviver.make(step)
+        self.holdings.kept[node.id] = node
 
     def drop(self, step: Step) -> None:
         self.holdings.unbind(self._take_done(step))

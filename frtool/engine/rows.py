@@ -32,6 +32,8 @@ class Kept:
     released: bool = False
     value: float = 0.0
     """What the scorer thinks of it."""
+    unread: bool = False
+    """It was grown in another process: neither its logits nor its KV are here yet."""
 
     def anchor(self) -> tuple[Kept | None, list[int]]:
         """The nearest node up the path whose KV is there, None when there is none, and the tokens below it."""

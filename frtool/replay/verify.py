@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from frtool.config import SearchConfig
 from frtool.errors import FrtoolError, UsageError
 from frtool.export.recorded import UNFINISHED, RecordedSearch
-from frtool.search.events import Ended, Event, NodeAdded
+from frtool.search.events import Ended, Event, NodeAdded, RunStarted
 from frtool.trace import TraceError
 
 from .difference import THE_END, Comparison, Difference, added, compare_trees, difference_of
@@ -36,27 +37,42 @@ def is_repeatable(search: RecordedSearch) -> bool:
     return search.ended.reason not in CHANCE and not search.ended.reason.startswith("failed")
 
 
-def recorded_config(search: RecordedSearch, *, device: str | None, trust_remote_code: bool) -> SearchConfig:
-    """The configuration to run again. Raises TraceError for one that this frtool cannot run.
+def recorded_config(
+    search: RecordedSearch, *, device: str | None, trust_remote_code: bool, trust_verify_command: bool
+) -> SearchConfig:
+    """The configuration to run again. Raises TraceError for one that this frtool cannot run, and what
+    `trusted_config` raises."""
+    trust = {"trust_remote_code": trust_remote_code, "trust_verify_command": trust_verify_command}
+    config = trusted_config(search.path, search.run, **trust)
+    if not is_repeatable(search):
+        config = replace(config, seconds=None, tokens=config.tokens or 1 << 60)
+    return replace(config, device=device or config.device).resolved()
 
-    Whether a model's own code may run is never taken from the file: `trust_remote_code` is the caller's word.
+
+def trusted_config(path: Path, run: RunStarted, *, trust_remote_code: bool, trust_verify_command: bool) -> SearchConfig:
+    """The configuration of a recorded search. Raises TraceError for one that this frtool cannot run.
+
+    Whether code may run that the trace names, a model's own or a verifying program, is never taken from the file:
+    `trust_remote_code` and `trust_verify_command` are the caller's word, and UsageError says that one is wanted.
     """
     known = {item.name for item in fields(SearchConfig)}
-    settings = {**search.run.config, "prompt": search.run.prompt}
+    settings = {**run.config, "prompt": run.prompt}
     if unknown := sorted(set(settings) - known):
-        raise TraceError(f"{search.path} has settings that this frtool does not know: {', '.join(unknown)[:200]}")
+        raise TraceError(f"{path} has settings that this frtool does not know: {', '.join(unknown)[:200]}")
     if settings.get("trust_remote_code") and not trust_remote_code:
         raise UsageError(
-            f"{search.path} ran Python code that its model brings",
+            f"{path} ran Python code that its model brings",
             hint="--trust-remote-code runs it again, if you trust it",
         )
+    if settings.get("verify_command") and not trust_verify_command:
+        raise UsageError(
+            f"{path} ran a program on its answers: {settings['verify_command']}",
+            hint="--trust-verify-command runs it again, if you trust it",
+        )
     try:
-        config = SearchConfig(**settings)
-        if not is_repeatable(search):
-            config = replace(config, seconds=None, tokens=config.tokens or 1 << 60)
-        return replace(config, device=device or config.device).resolved()
+        return SearchConfig(**settings).resolved()
     except (TypeError, ValueError, AttributeError) as error:
-        raise TraceError(f"the configuration in {search.path} does not work: {error}") from None
+        raise TraceError(f"the configuration in {path} does not work: {error}") from None
 
 
 def verify(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from frtool import __version__
 from frtool.config import SearchConfig
 from frtool.errors import UsageError
 from frtool.scoring import LogprobScorer, StepRewardScorer, VerdictScorer
@@ -129,12 +130,15 @@ class Equipment:
         """What the trace says of the model and of what it runs on."""
         import torch
 
+        from frtool.models.fingerprint import fingerprint
+
         loaded = self.loaded
         on_gpu = loaded.device.type == "cuda"
         record = {
             "name": loaded.name,
             "architecture": type(loaded.model).__name__,
             "parameters": loaded.parameters,
+            "weights": fingerprint(loaded.source),
             "dtype": str(loaded.dtype).removeprefix("torch."),
             "device": torch.cuda.get_device_name(loaded.device) if on_gpu else "cpu",
             "attention": "triton" if on_gpu else "torch",
@@ -142,6 +146,8 @@ class Equipment:
             "scorer": scorer.name,
             "verifier": None if problem.verifier is None else problem.verifier.name,
             "torch": torch.__version__,
+            "capability": None if on_gpu else torch.backends.cpu.get_cpu_capability(),
+            "frtool": __version__,
         }
         if self._preset is not None:
             record["preset"] = asdict(self._preset)

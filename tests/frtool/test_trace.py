@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frtool.errors import UsageError
-from frtool.search.events import Backup, Ended, NodeAdded, Pruned, RunStarted, Selected, Tick, to_record
+from frtool.search.events import TRACE_VERSION, Backup, Ended, NodeAdded, Pruned, RunStarted, Selected, Tick, to_record
 from frtool.trace import MAX_LINE_BYTES, TraceError, TraceReader, TraceWriter
 
 TEXT = st.text(st.characters(), max_size=40)
@@ -83,7 +83,7 @@ def test_the_first_line_is_the_run_with_its_version(tmp_path, make_events):
             writer.write(event)
     first = json.loads(path.read_text().splitlines()[0])
     assert first["kind"] == "run"
-    assert first["version"] == 1
+    assert first["version"] == TRACE_VERSION
 
 
 def write_lines(path: Path, *records: object) -> Path:
