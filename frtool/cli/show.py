@@ -39,6 +39,9 @@ def show(
     lines: Annotated[
         int | None, typer.Option(help="Fold the tree to so many lines or graph nodes, the best first.")
     ] = None,
+    animate: Annotated[
+        bool, typer.Option("--animate", help="Let the SVG replay the search; for a README or a talk.")
+    ] = False,
 ) -> int:
     """Show a recorded search: the tree in the terminal, or one HTML page that replays it without a network."""
     chosen = _format(format, output)
@@ -46,6 +49,8 @@ def show(
         raise UsageError(f"--lines is {lines}, but must be at least 1")
     if lines is not None and chosen in ("html", "json", "svg"):
         raise UsageError(f"--lines has no meaning for the format {chosen}", hint="it folds tree, md, mermaid and dot")
+    if animate and chosen != "svg":
+        raise UsageError(f"--animate has no meaning for the format {chosen}", hint="it moves an svg; html moves anyway")
     from frtool.export.recorded import read_search
     from frtool.files import check_writable, save_text
 
@@ -57,7 +62,12 @@ def show(
     if output is None and chosen == "tree":
         _print_tree(search, lines)
         return 0
-    text = _text(search, chosen, lines)
+    if animate:
+        from frtool.export.recording import recording
+
+        text = recording(search)
+    else:
+        text = _text(search, chosen, lines)
     if output is not None:
         save_text(output, text)
     else:

@@ -171,6 +171,7 @@ SHOW: dict[str, list[str]] = NO_TRACE | {
     "no lines": ["good.jsonl", "--lines", "0"],
     "lines where none are": ["good.jsonl", "-f", "html", "--lines", "3"],
     "lines that are no number": ["good.jsonl", "--lines", "few"],
+    "motion where none is": ["good.jsonl", "-f", "md", "--animate"],
 }
 
 REPLAY: dict[str, list[str]] = NO_TRACE | {
