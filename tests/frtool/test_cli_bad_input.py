@@ -31,10 +31,12 @@ FILES: dict[str, bytes] = {
     "deep.jsonl": b"[" * 100_000,
     "unknown.jsonl": b'{"kind": "run", "version": 1, "prompt": "x", "config": {"magic": 1}}\n',
     "remote.jsonl": b'{"kind": "run", "version": 1, "prompt": "x", "config": {"trust_remote_code": true}}\n',
+    "command.jsonl": b'{"kind": "run", "version": 1, "prompt": "x", "config": {"verify_command": "true"}}\n',
     "items.jsonl": b'{"prompt": "1 + 1", "answer": "2"}\n',
     "noanswer.jsonl": b'{"prompt": "1 + 1"}\n',
     "broken.gguf": b"GGUF\x03\x00\x00\x00",
     "broken.toml": b"name = [",
+    "magic.toml": b"magic = 3\n",
     "blank.txt": b" \n",
     "latin.txt": b"caf\xe9",
     "folder/config.json": b"{",
@@ -82,6 +84,13 @@ SEARCH: dict[str, list[str]] = {
     "undecodable prompt file": ["--prompt-file", "latin.txt"],
     "folder as prompt file": ["--prompt-file", "folder"],
     "prompt twice": [PUZZLE, "--prompt-file", "latin.txt"],
+    "prompt and problems": [PUZZLE, "--input", "items.jsonl"],
+    "no such problems": ["--input", "none.jsonl"],
+    "no problems": ["--input", "empty.jsonl"],
+    "problems that are no text": ["--input", "binary.jsonl"],
+    "damaged settings": [PUZZLE, "--config", "broken.toml"],
+    "settings that are not there": [PUZZLE, "--config", "none.toml"],
+    "settings that are none": [PUZZLE, "--config", "magic.toml"],
 }
 
 EVAL: dict[str, list[str]] = {
@@ -188,6 +197,16 @@ REPLAY: dict[str, list[str]] = NO_TRACE | {
     "unknown device": ["good.jsonl", "--verify", "--device", "abacus"],
 }
 
+RESUME: dict[str, list[str]] = NO_TRACE | {
+    "no trace": [],
+    "two traces": ["good.jsonl", "good.jsonl"],
+    "unknown option": ["good.jsonl", "--nonsense"],
+    "settings of another frtool": ["unknown.jsonl"],
+    "code that nobody trusts": ["remote.jsonl"],
+    "program that nobody trusts": ["command.jsonl"],
+    "picture of another kind": ["unknown.jsonl", "--picture", "tree.png"],
+}
+
 COMPARE: dict[str, list[str]] = {name: [*argv, "good.jsonl"] for name, argv in NO_TRACE.items()} | {
     "nothing": [],
     "one trace": ["good.jsonl"],
@@ -246,6 +265,7 @@ CASES: dict[tuple[str, ...], dict[str, list[str]]] = {
     ("bench", "attention"): BENCH_ATTENTION,
     ("show",): SHOW,
     ("replay",): REPLAY,
+    ("resume",): RESUME,
     ("compare",): COMPARE,
     ("models",): MODELS,
     ("doctor",): DOCTOR,
