@@ -104,6 +104,7 @@
           for (const [id, text] of Object.entries(event.growing || {})) if (this.pending.has(id)) this.texts.set(id, (this.texts.get(id) || "") + text);
           for (const id of event.evicted || []) if (this.nodes.has(id)) this.node(id).evicted = true;
           break;
+        case "resume": this.texts.clear(); break;
         case "end": this.ended = event; for (const id of [...this.pending]) this.answered(id); break;
       }
     }

@@ -41,6 +41,7 @@ def header(model: TreeModel, width: int, glyphs: Glyphs) -> list[Line]:
         safe_line(str(info.get("name") or config.get("model", ""))),
         " ".join(safe_line(str(info[k])).removeprefix("torch.") for k in ("device", "dtype") if info.get(k)),
         "steered by the verifier" if config.get("steer") else "",
+        "resumed" if model.resumed else "",
     ]
     state = _ending(model.ended.reason) if model.ended else f"{model.seconds:.1f} s"
     title = Line(("frtool ", "bold cyan"), (parts[0], "bold"))

@@ -15,6 +15,7 @@ from frtool.search.events import (
     Event,
     NodeAdded,
     Pruned,
+    Resumed,
     RunStarted,
     Selected,
     Tick,
@@ -97,6 +98,8 @@ class TreeModel:
         """Text so far of the steps under way, as far as it was told, the oldest first."""
         self.tick: Tick | None = None
         self.ended: Ended | None = None
+        self.resumed = False
+        """Whether the run had stopped and went on."""
         self.terminals = 0
         self.steps = 0
         """Steps that came back, copies of nodes counted."""
@@ -126,6 +129,9 @@ class TreeModel:
                 self._ticks.append(event)
                 while event.seconds - self._ticks[0].seconds > _SPEED_SECONDS and len(self._ticks) > 2:
                     self._ticks.popleft()
+            case Resumed():
+                self.resumed = True
+                self.growing.clear()  # what is under way is told again from its beginning
             case RunStarted():
                 self.run = event
                 self.root.text = event.prompt

@@ -9,7 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.text import Text
 
-from frtool.search.events import Ended, Event, RunStarted
+from frtool.search.events import Ended, Event, Resumed, RunStarted
 
 from .glyphs import glyphs_for, number
 from .model import TreeModel
@@ -67,6 +67,8 @@ class PlainView:
                 safe_line(f"{config.get('algorithm', 'search')} with {name}" + (f" on {where}" if where else ""))
             )
             self._next = self._clock() + _PAUSES[0]
+        elif isinstance(event, Resumed):
+            self._line(f"going on after {event.nodes:,} steps and {event.seconds:.1f} s")
         elif self._clock() >= self._next:
             self._said = min(self._said + 1, len(_PAUSES) - 1)
             self._next = self._clock() + _PAUSES[self._said]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from frtool.search.events import Backup, Ended, NodeAdded, Pruned, RunStarted, Selected, Tick
+from frtool.search.events import Backup, Ended, NodeAdded, Pruned, Resumed, RunStarted, Selected, Tick
 from frtool.view.draw import draw
 from frtool.view.fold import fold
 from frtool.view.glyphs import ASCII, UNICODE
@@ -158,6 +158,14 @@ def test_what_grows_fits_every_window(model, width, height, texts):
     lines = draw(model, width, height)
     assert 1 <= len(lines) <= height
     assert all(line.width == cell_len(line.plain) <= width for line in lines)
+
+
+def test_what_grew_before_a_run_broke_off_is_told_anew():
+    model = model_of(Selected(["0.0"]), tick(growing={"0.0": "lost "}), Resumed(1.0, 0), tick(growing={"0.0": "new"}))
+    text = "\n".join(line.plain for line in draw(model, 80, 24))
+    assert "⋯ new" in text
+    assert "lost" not in text
+    assert "resumed" in text
 
 
 def test_the_end_of_a_long_growing_step_is_shown():
