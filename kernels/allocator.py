@@ -78,12 +78,20 @@ class PhysicalKVAllocator(BlockLedger):
         self._scratch: dict[str, torch.Tensor] = {}
 
     def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Store K and V `[T, num_kv_heads, head_dim]` of one layer at int64 `slots` `[T]`, cast to the pool's dtype."""
+        """Store K and V `[T, num_kv_heads, head_dim]` of one layer at int64 `slots` `[T]`, cast to the pool's dtype.
+
+        On CUDA a token with a negative slot is padding and left out; no host check is made, so that it can be captured.
+        """
         if not 0 <= layer < self.num_layers:
             raise ValueError(f"layer {layer} is not one of the pool's {self.num_layers}")
         expected = (slots.shape[0], self.num_kv_heads, self.head_dim)
         if tuple(k.shape) != expected or tuple(v.shape) != expected:
             raise ValueError(f"K and V must be {expected}, not {tuple(k.shape)} and {tuple(v.shape)}")
+        if k.is_cuda:
+            from .write_kernel import write_tokens  # Triton does not exist on every platform
+
+            write_tokens(k, v, self._slot_view[0, layer], self._slot_view[1, layer], slots)
+            return
         self._slot_view[0, layer].index_copy_(0, slots, k.to(self.dtype))
         self._slot_view[1, layer].index_copy_(0, slots, v.to(self.dtype))
 

@@ -15,6 +15,7 @@ from frtool.search.protocols import OutOfMemory
 from .batch import DecodeBatch
 from .flight import Flight, Reader, Readings
 from .options import EngineOptions
+from .pipeline import make_pipeline
 from .pool import check_blocks, make_pool
 from .prefill import read_prompt
 from .rows import Kept, Row
@@ -63,6 +64,7 @@ class Forest:
         self._end_ids = loaded.eos_ids
         self._reader = Reader(loaded, options)
         self._batch = DecodeBatch(loaded, self.allocator, max(2 * options.batch, 8))
+        self._pipeline = make_pipeline(self)
 
     @property
     def outstanding(self) -> int:
@@ -87,7 +89,7 @@ class Forest:
                 source, alike = other.trunk.branch_id, _alike(other.trunk.tokens, prompt)
         least = -(-len(prompt) // size) + 1
         if self.allocator.free_blocks < least:
-            self._evict(least)
+            self.evict(least)
         if self.allocator.free_blocks < least:
             raise OutOfMemory(
                 f"a prompt of {len(prompt)} tokens needs {least} KV blocks, {self.allocator.free_blocks} are free"
@@ -113,6 +115,11 @@ class Forest:
         a `release`), FrtoolError for NaN logits.
         """
         self._admit()
+        if self._pipeline is not None:
+            joining, self._joining = self._joining, []
+            for row in self._pipeline.poll(joining):
+                row.root.finish(row)
+            return
         finished = self._collect()
         try:
             self._launch()
@@ -143,7 +150,7 @@ class Forest:
             if self.rows:  # leave a block to each that is there
                 room = row.root.holdings.blocks_to_bind(row, 1 + len(self.query)) + len(self.rows)
                 if self.allocator.free_blocks < room:
-                    self._evict(room)
+                    self.evict(room)
                 if self.allocator.free_blocks < room:
                     return
             self.waiting.popleft()
@@ -152,7 +159,14 @@ class Forest:
             if not row.sampled:
                 self._joining.append(row)
 
-    def _evict(self, blocks: int) -> bool:
+    def put_back(self, row: Row) -> None:
+        """Take a row out of the batch and let it join again later, with the tokens that it has."""
+        self.rows = [other for other in self.rows if other is not row]
+        row.root.holdings.unbind(row)
+        self.waiting.appendleft(row)
+
+    def evict(self, blocks: int) -> bool:
+        """Evict idle nodes until so many blocks are free or none is left; say whether any was evicted."""
         busy = [row.parent for row in self.rows]
         evicted = False
         for root in reversed(self.roots):
@@ -174,7 +188,7 @@ class Forest:
         finished = [
             row
             for row, token, logprob in zip(growing, readings.tokens, readings.logprobs, strict=True)
-            if not row.struck and self._advance(row, token, logprob)
+            if not row.struck and self.advance(row, token, logprob)
         ]
         if finished:
             gone = set(map(id, finished))
@@ -197,7 +211,7 @@ class Forest:
             for row, reward in zip(flight.sealed + flight.ended, readings.rewards, strict=True):
                 row.reward = reward
 
-    def _advance(self, row: Row, token: int, logprob: float) -> bool:
+    def advance(self, row: Row, token: int, logprob: float) -> bool:
         """Add a sampled token; say whether the step is finished and needs no further pass."""
         row.root.policy_tokens += 1
         row.sampled += 1
@@ -258,11 +272,10 @@ class Forest:
             try:
                 self.allocator.append_many(branches, [len(tokens) for _, tokens in feeds])
             except OutOfBlocks as error:
-                if self._evict(error.needed):
+                if self.evict(error.needed):
                     continue
-                row = self.rows.pop()
-                row.root.holdings.unbind(row)
-                self.waiting.appendleft(row)
+                row = self.rows[-1]
+                self.put_back(row)
                 if not self.rows:
                     raise OutOfMemory(
                         f"step {row.name} needs {error.needed} more KV blocks, {error.free} are free "

@@ -22,11 +22,14 @@ class TreeBatch:
 
     `slots` int64 [n]: pool slot of each new token, in branch order. Rows n..T of the pass are padding.
     `plan`: the attention plan of the same tokens, made after they were appended to their branches.
+    `outputs`: None, or memory for the results of a pass that may be captured, by number of heads. Then `slots` is [T],
+    -1 in padding rows, and what is launched depends on T alone, not on how many of its rows are real.
     """
 
     allocator: PhysicalKVAllocator
     plan: Any
     slots: torch.Tensor
+    outputs: dict[int, torch.Tensor] | None = None
 
 
 def tree_attention_forward(
@@ -49,22 +52,31 @@ def tree_attention_forward(
     `query` [1, H, T, D], `key`/`value` [1, K, T, D]: the new tokens only, rotary embedding applied, heads not repeated.
     Returns [1, T, H, D]; padding rows are zero. Each query sees its own branch; `attention_mask` plays no part.
     """
-    allocator, slots, layer = tree.allocator, tree.slots, module.layer_idx
-    real, total = slots.shape[0], query.shape[2]
-    allocator.write(layer, slots, key[0].transpose(0, 1)[:real], value[0].transpose(0, 1)[:real])
+    allocator, slots, plan, layer = tree.allocator, tree.slots, tree.plan, module.layer_idx
+    queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
+    fixed = tree.outputs is not None and plan.backend == "triton"
+    real = len(queries) if fixed else plan.num_queries
+    allocator.write(layer, slots[:real], keys[:real], values[:real])
     out = tree_attention(
-        query[0].transpose(0, 1)[:real],
+        queries,
         allocator,
         layer=layer,
-        plan=tree.plan,
+        plan=plan,
         scale=scaling,
         window=sliding_window,
         softcap=softcap,
         sinks=s_aux,
+        out=None if tree.outputs is None else _output(tree.outputs, queries),
     )
-    if real < total:
-        out = torch.cat((out, out.new_zeros(total - real, *out.shape[1:])))
     return out.unsqueeze(0), None
+
+
+def _output(outputs: dict[int, torch.Tensor], queries: torch.Tensor) -> torch.Tensor:
+    """Padding rows stay zero. The next layer may overwrite it: a layer has used its attention by then."""
+    heads = queries.shape[1]
+    if heads not in outputs:
+        outputs[heads] = torch.zeros_like(queries, memory_format=torch.contiguous_format)
+    return outputs[heads]
 
 
 @torch.inference_mode()
@@ -80,6 +92,17 @@ def forward_tree(
     `input_ids`, `position_ids` int64 [T] (position = depth on the token's own branch), `logit_rows` int64 [R].
     The keys and values of the real rows are in the pool afterwards. The result is an inference tensor.
     """
+    return model_logits(model, input_ids, position_ids, batch, logit_rows).float()
+
+
+def model_logits(
+    model: torch.nn.Module,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    batch: TreeBatch,
+    logit_rows: torch.Tensor | int = 0,
+) -> torch.Tensor:
+    """`forward_tree` in the model's own number format, for callers in inference mode. `logit_rows` 0: all rows."""
     out = model(
         input_ids=input_ids.unsqueeze(0),
         position_ids=position_ids.unsqueeze(0),
@@ -88,7 +111,7 @@ def forward_tree(
         logits_to_keep=logit_rows,
     )
     logits: torch.Tensor = out.logits
-    return logits[0].float()
+    return logits[0]
 
 
 AttentionInterface.register(ATTENTION_NAME, tree_attention_forward)

@@ -112,8 +112,9 @@ class Chain(torch.nn.Module):
         super().__init__()
         self.table = table
 
-    def forward(self, input_ids: torch.Tensor, logits_to_keep: torch.Tensor, **_: Any) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.table[input_ids[:, logits_to_keep]])
+    def forward(self, input_ids: torch.Tensor, logits_to_keep: torch.Tensor | int, **_: Any) -> SimpleNamespace:
+        rows = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return SimpleNamespace(logits=self.table[input_ids[:, rows]])
 
 
 def make_chain(follows: dict[str, dict[str, float]], **changes: Any) -> LoadedModel:

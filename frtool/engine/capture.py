@@ -1,0 +1,113 @@
+"""Which recorded pass runs a step, and what is done where nothing can be recorded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .fixed_step import Drawn, FixedStep, Outbox, Tokens
+from .readout import Readout
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from frtool.kernels.allocator import PhysicalKVAllocator
+    from frtool.models.load import LoadedModel
+
+    from .options import EngineOptions
+
+BUCKETS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512)
+# Where a matrix product's rows must have the same bits whatever the others are: see `batch.ROW_MULTIPLE`.
+_CPU_BUCKETS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512)
+_LEAST_LARGEST = 64
+_WIDE = 64
+"""Passes beyond the buckets are padded to a multiple of it."""
+
+
+class Passes:
+    """The passes of one engine: one fixed step, and on a GPU one graph, for each batch size of a short list.
+
+    The first pass of a size runs as it is, and is recorded after that; later ones are replayed. A graph is recorded
+    again only where the tree has outgrown the buffers of its attention plan. Where recording fails, passes run on as
+    they are, and `mode` says why.
+    """
+
+    def __init__(self, loaded: LoadedModel, allocator: PhysicalKVAllocator, options: EngineOptions) -> None:
+        on_gpu = loaded.device.type == "cuda"
+        self.capturing = on_gpu and options.capture
+        self.reason = "" if self.capturing else "not asked for" if on_gpu else "the device is a CPU"
+        """Why nothing is recorded."""
+        self.recorded = 0
+        """Graphs so far, those included that took the place of others."""
+        self._loaded = loaded
+        self._allocator = allocator
+        self._options = options
+        sizes = BUCKETS if on_gpu else _CPU_BUCKETS
+        wanted = max(options.batch, _LEAST_LARGEST)
+        largest = next((size for size in sizes if size >= wanted), -(-wanted // _WIDE) * _WIDE)
+        self.sizes = [*(size for size in sizes if size < largest), largest]
+        self._outbox = Outbox(loaded, largest)
+        self._steps: dict[int, FixedStep] = {}
+        self._first_draw = Readout(loaded, options)
+        self._pool: Any = None
+
+    @property
+    def mode(self) -> str:
+        """How passes run, for people."""
+        return "captured" if self.capturing else f"eager: {self.reason}"
+
+    @property
+    def limit(self) -> int:
+        """Rows of logits of one pass at most."""
+        return self._outbox.rows
+
+    def launch(self, tokens: Tokens) -> Drawn:
+        """Start a pass. The KV of its tokens is in the pool for whatever is launched later."""
+        total = len(tokens.ids)
+        size = next((size for size in self.sizes if size >= total), None)
+        if size is None:
+            wide = self._step(-(-total // _WIDE) * _WIDE, self._outbox.rows)
+            wide.launch(tokens)
+            wide.compute()
+            return wide.result(tokens)
+        if size not in self._steps:
+            self._steps[size] = self._step(size)
+        step = self._steps[size]
+        holds = step.launch(tokens)
+        if step.graph is not None and holds:
+            step.graph.replay()
+            return step.result(tokens)
+        step.compute()
+        drawn = step.result(tokens)
+        if self.capturing:
+            self._record(step)
+        return drawn
+
+    def draw(self, logits: torch.Tensor, uniforms: npt.NDArray[np.float32]) -> Drawn:
+        """Sample from the logits [n, vocab] of kept nodes. Token i is source number `limit + i` for the next pass."""
+        count, rows = len(logits), self.limit
+        noise = torch.from_numpy(uniforms).to(logits.device, non_blocking=True)
+        outbox = self._outbox
+        self._first_draw(logits, noise, outbox.values[1, :, :count], outbox.tokens[rows : rows + count])
+        values, event = outbox.send(1)
+        return Drawn(logits, values, np.arange(count), event)
+
+    def _step(self, capacity: int, logit_capacity: int | None = None) -> FixedStep:
+        return FixedStep(self._loaded, self._allocator, self._options, self._outbox, capacity, logit_capacity)
+
+    def _record(self, step: FixedStep) -> None:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            step.capture(self._pool)
+        except Exception as error:
+            # A model's own code may do anything here; what it computes as it is stays right.
+            torch.cuda.synchronize(self._loaded.device)
+            self.capturing = False
+            self.reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            for other in self._steps.values():
+                other.graph = None
+        else:
+            self.recorded += 1

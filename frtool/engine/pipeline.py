@@ -1,0 +1,270 @@
+"""The decode loop of a GPU: the next pass is under way before the host has seen the tokens of the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from frtool.kernels.allocator import OutOfBlocks
+from frtool.search.protocols import OutOfMemory
+
+from .capture import Passes
+from .fixed_step import Drawn, Tokens
+from .flight import nan_error
+from .noise import uniforms
+from .readout import END, LOGPROB, REWARD, TOKEN
+from .rows import Row
+
+if TYPE_CHECKING:
+    from .forest import Forest
+
+# After a delimiter: the path ends there if the model gives the end tokens more than this.
+_END_PROBABILITY = 0.5
+
+
+@dataclass(slots=True, eq=False)
+class _Feed:
+    """What one row gets in one pass. Its logits are those after its last token."""
+
+    row: Row
+    tokens: list[int]
+    source: int
+    """Of its only token where that is not on the host yet, else -1."""
+    is_query: bool = False
+    void: bool = False
+    """The row ended with the token before."""
+
+
+@dataclass(slots=True)
+class _Pass:
+    feeds: list[_Feed]
+    drawn: Drawn
+    kept: torch.Tensor | None = None
+    """Logits [sealed, vocab] that must outlast the next launch, of the feeds that were whole steps by then."""
+
+
+class Pipeline:
+    """Runs the rows of a forest, one token a poll each, with one pass in flight while the one before is read.
+
+    A growing row's next token goes from pass to pass on the device. Whether a step is whole shows one pass later: its
+    last token is in KV by then, as its children need it. A row that the model ended has had one token too many, which
+    is taken back. So the host plans, samples nothing, and reads while the device computes.
+    """
+
+    def __init__(self, forest: Forest, passes: Passes) -> None:
+        self.passes = passes
+        self._forest = forest
+        self._flight: _Pass | None = None
+        self._query = list(forest.query)
+
+    @property
+    def idle(self) -> bool:
+        return self._flight is None
+
+    def poll(self, joining: Sequence[Row]) -> list[Row]:
+        """Advance all rows; `joining` are those that have no token yet. Returns those whose step is finished.
+
+        Raises as `Forest.poll` does.
+        """
+        flight = self._flight
+        if flight is not None:
+            self._keep_logits(flight)
+        first = self._draw_first(joining)
+        ahead = self._launch(flight, first) if flight is not None or first is not None else None
+        finished = self._read(flight, ahead) if flight is not None else []
+        if first is not None:
+            finished += self._read(first, ahead)
+        self._flight = ahead
+        if ahead is None:
+            try:
+                self._flight = self._launch(None, None)
+            except OutOfMemory:
+                if not finished:
+                    raise
+        return finished
+
+    # Starting a pass
+
+    def _draw_first(self, joining: Sequence[Row]) -> _Pass | None:
+        """Sample the first token of rows from their parents' logits."""
+        joining = [row for row in joining if row.parent.logits is not None]
+        if not joining:
+            return None
+        parents = {id(row.parent): row.parent.logits for row in joining}
+        place = {parent: index for index, parent in enumerate(parents)}
+        logits = torch.stack(list(parents.values()))  # type: ignore[arg-type]
+        if len(parents) < len(joining):
+            which = torch.tensor([place[id(row.parent)] for row in joining])
+            logits = logits.index_select(0, which.to(logits.device, non_blocking=True))
+        drawn = self.passes.draw(logits, _noise([(row, row.sampled) for row in joining]))
+        return _Pass([_Feed(row, [], -1) for row in joining], drawn)
+
+    def _launch(self, flight: _Pass | None, first: _Pass | None) -> _Pass | None:
+        """Start the next pass, where `flight` and `first` are not read yet. None if there is nothing to run, or with
+        something unread, no room.
+
+        Raises OutOfMemory when not even one row has room.
+        """
+        feeds = self._feeds(flight, first)
+        if not self._make_room(feeds, alone=flight is None and first is None):
+            return None
+        stops = np.cumsum([len(feed.tokens) for feed in feeds])
+        tokens = Tokens(
+            branch_ids=[feed.row.branch_id for feed in feeds if feed.row.branch_id is not None],
+            counts=[len(feed.tokens) for feed in feeds],
+            ids=[token for feed in feeds for token in feed.tokens],
+            sources=[source for feed in feeds for source in [-1] * (len(feed.tokens) - 1) + [feed.source]],
+            logit_rows=stops - 1,
+            uniforms=_noise([(feed.row, feed.row.sampled + (feed.source >= 0)) for feed in feeds]),
+        )
+        drawn = self.passes.launch(tokens)
+        for feed in feeds:
+            row = feed.row
+            if not row.fed:  # but for its newest token, all of it was in KV once
+                row.root.recomputed_tokens += len(feed.tokens) - 1
+            row.fed += len(feed.tokens)
+            if feed.is_query:
+                row.root.scorer_tokens += 1
+                self._take_back(row)
+            if row.prefix:
+                row.root.holdings.restore_parent(row)
+        return _Pass(feeds, drawn)
+
+    def _feeds(self, flight: _Pass | None, first: _Pass | None) -> list[_Feed]:
+        sources: dict[int, int] = {}
+        judged = set()
+        for unread, origin in ((flight, 0), (first, self.passes.limit)):
+            for feed, place in zip(unread.feeds, unread.drawn.rows.tolist(), strict=True) if unread else ():
+                if feed.is_query:
+                    judged.add(id(feed.row))
+                elif feed.row.finish is None:
+                    sources[id(feed.row)] = origin + place
+        feeds = []
+        for row in self._forest.rows:
+            source = sources.get(id(row))
+            if source is None:
+                tokens = row.unfed()
+                if tokens:
+                    feeds.append(_Feed(row, tokens, -1))
+                elif row.finish is not None and self._query and id(row) not in judged:
+                    feeds.append(_Feed(row, list(self._query), -1, is_query=True))
+            elif self._goes_on(row):
+                # Its prefix and tokens are in KV, but for the one that is drawn just now.
+                missing = row.unfed()
+                feeds.append(_Feed(row, [*missing, 0], source))
+        return feeds
+
+    def _goes_on(self, row: Row) -> bool:
+        """Whether a row needs a pass after the token that is drawn just now, unless that ends it."""
+        most = self._forest.options.max_step_tokens
+        return len(row.tokens) + 1 < most and row.length + 1 < row.root.max_length
+
+    def _make_room(self, feeds: list[_Feed], alone: bool) -> bool:
+        """Append to every branch what it is fed; False if there is nothing to feed. Where blocks run out, idle nodes
+        are evicted; then, with nothing unread (`alone`), the youngest rows go back to the queue."""
+        forest = self._forest
+        while feeds:
+            branches = [feed.row.branch_id for feed in feeds if feed.row.branch_id is not None]
+            try:
+                forest.allocator.append_many(branches, [len(feed.tokens) for feed in feeds])
+            except OutOfBlocks as error:
+                if forest.evict(error.needed):
+                    continue
+                if not alone:
+                    return False
+                row = feeds.pop().row
+                forest.put_back(row)
+                if not feeds:
+                    raise OutOfMemory(
+                        f"step {row.name} needs {error.needed} more KV blocks, {error.free} are free "
+                        f"of {forest.allocator.num_blocks}"
+                    ) from None
+            else:
+                return True
+        return False
+
+    # Reading a pass
+
+    def _keep_logits(self, flight: _Pass) -> None:
+        """Copy the logits after whole steps, before the next pass takes their place."""
+        rows = [place for feed, place in zip(flight.feeds, flight.drawn.rows.tolist(), strict=True) if _seals(feed)]
+        if rows:
+            where = torch.tensor(rows).to(flight.drawn.logits.device, non_blocking=True)
+            flight.kept = flight.drawn.logits.index_select(0, where)
+
+    def _read(self, flight: _Pass, ahead: _Pass | None) -> list[Row]:
+        """Give each row what the pass found. Returns the rows whose step is finished."""
+        values = flight.drawn.wait()
+        if np.isnan(values).any():
+            self._check(flight, values)
+        following = {id(feed.row): feed for feed in ahead.feeds} if ahead is not None else {}
+        kept = iter(flight.kept if flight.kept is not None else ())
+        finished = []
+        columns = values[[TOKEN, LOGPROB, END, REWARD]].T.tolist()
+        for feed, (token, logprob, end, reward) in zip(flight.feeds, columns, strict=True):
+            row = feed.row
+            sealed = _seals(feed)
+            logits = next(kept) if sealed else None
+            if row.struck or feed.void:
+                continue
+            if feed.is_query:
+                row.reward = reward
+                done = True
+            elif sealed:
+                if end > _END_PROBABILITY:
+                    row.finish = "end"
+                elif row.length >= row.root.max_length:
+                    row.finish = "length"
+                else:
+                    row.logits = logits
+                done = not self._query
+            elif row.finish is None:
+                done = self._forest.advance(row, int(token), logprob)
+                after = following.get(id(row))
+                if after is not None and row.finish not in (None, "step"):
+                    after.void = True
+                    self._take_back(row)
+            else:
+                continue
+            if done:
+                finished.append(row)
+        if finished:
+            gone = set(map(id, finished))
+            self._forest.rows = [row for row in self._forest.rows if id(row) not in gone]
+        return finished
+
+    @staticmethod
+    def _check(flight: _Pass, values: np.ndarray) -> None:
+        for feed, column in zip(flight.feeds, np.isnan(values).T.tolist(), strict=True):
+            wanted = REWARD if feed.is_query else END if _seals(feed) else LOGPROB
+            if column[wanted] and not (feed.void or feed.row.struck):
+                raise nan_error(f"step {feed.row.name}, after {feed.row.sampled} tokens")
+
+    @staticmethod
+    def _take_back(row: Row) -> None:
+        row.root.holdings.take_back(row)
+        row.fed -= 1
+
+
+def _seals(feed: _Feed) -> bool:
+    """Whether the pass fed the last token of a whole step. Known once the pass before it is read."""
+    row = feed.row
+    return row.finish == "step" and not feed.is_query and not feed.void and not row.struck
+
+
+def _noise(draws: list[tuple[Row, int]]) -> np.ndarray:
+    keys = np.array([row.key for row, _ in draws], np.uint64)
+    noise = uniforms(keys, np.array([index for _, index in draws], np.uint64))
+    noise[[row.greedy for row, _ in draws]] = -1.0
+    return noise
+
+
+def make_pipeline(forest: Forest) -> Pipeline | None:
+    """The loop for a GPU, or where the options ask for it; None for the plain one."""
+    options, loaded = forest.options, forest.loaded
+    wanted = loaded.device.type == "cuda" if options.pipeline is None else options.pipeline
+    return Pipeline(forest, Passes(loaded, forest.allocator, options)) if wanted else None

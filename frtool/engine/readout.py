@@ -1,0 +1,61 @@
+"""What the host learns of each row of logits: its token, and what decides whether the step goes on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from .sampling import Sampler
+
+if TYPE_CHECKING:
+    from frtool.models.load import LoadedModel
+
+    from .options import EngineOptions
+
+TOKEN, LOGPROB, END, REWARD = range(4)
+"""Rows of `values`."""
+
+
+class Readout:
+    """Samples and reads rows of logits without a word to the host, so that it can be part of a captured graph.
+
+    An instance belongs to one graph: its working memory is captured with it.
+    """
+
+    def __init__(self, loaded: LoadedModel, options: EngineOptions) -> None:
+        marks = loaded.reward_tokens
+        suppressed = (marks.query, marks.good, marks.bad) if marks else ()
+        device = loaded.device
+        self._sampler = Sampler(options, device, suppressed=suppressed)
+        self._suppressed = torch.tensor(sorted(suppressed), dtype=torch.long, device=device)
+        self._ends = torch.tensor(sorted(loaded.eos_ids), dtype=torch.long, device=device)
+        self._labels = torch.tensor([marks.good, marks.bad] if marks else [], dtype=torch.long, device=device)
+        plain = options.top_k == 0 and options.top_p >= 1 and options.min_p == 0
+        self._fused = device.type == "cuda" and plain
+
+    def __call__(
+        self, logits: torch.Tensor, uniforms: torch.Tensor, values: torch.Tensor, tokens: torch.Tensor
+    ) -> None:
+        """Fill `values` float32 [4, n] and `tokens` int64 [n] from `logits` [n, vocab].
+
+        `uniforms` float32 [n] in (0, 1), negative where the likeliest token is wanted. The rows of `values`: the token;
+        its log-probability under the model itself, NaN where a logit is NaN; the probability that the path ends here;
+        of the two reward labels, the probability of the good one.
+        """
+        if self._fused:
+            from .fused_readout import read_rows  # Triton does not exist on every platform
+
+            sampler = self._sampler
+            temperature = 0.0 if sampler.greedy else sampler.temperature
+            read_rows(logits, uniforms, temperature, self._suppressed, self._ends, self._labels, values, tokens)
+            return
+        logits = logits.float()
+        drawn, logprobs = self._sampler.sample(logits, uniforms)
+        tokens.copy_(drawn)
+        values[TOKEN].copy_(drawn)
+        values[LOGPROB].copy_(logprobs)
+        if len(self._ends):
+            values[END].copy_(torch.softmax(logits, -1).index_select(1, self._ends).sum(-1))
+        if len(self._labels):
+            values[REWARD].copy_(torch.softmax(logits.index_select(1, self._labels), -1)[:, 0])
