@@ -23,6 +23,8 @@ class TileShape:
     """Keys of a round."""
     entry: int
     """Tokens of an entry: a divisor of the block size, at most the keys of a round."""
+    merge_groups: int = 1
+    """Groups that are merged at once, at most eight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class CostRule:
     scale: float = 1.0
     narrow_key: float = 0.014
     """A key that a narrow item reads for one group."""
-    wide_key: float = 0.03
+    wide_key: float = 0.024
     """A key of a wide tile that all its owners see."""
     masked_key: float = 0.04
     """A key of a wide tile that needs a mask."""
@@ -42,7 +44,7 @@ class CostRule:
     piece: float = 0.3
     """A partial result of a group: written and read."""
     merge: float = 0.2
-    wide_merge: float = 0.85
+    wide_merge: float = 0.3
     """A part of a group, or of a wide tile, that is merged at the end while nothing else is left to run."""
     own_run: int = 128
     """Keys that a part of a tile must share to get a wide item of their own."""

@@ -15,24 +15,25 @@ import numpy as np
 from .cost import CostRule, TileShape, ceil_div, choose_wide, narrow_chunk, wide_chunk
 from .plan import TreePlan
 
-NARROW, WIDE = 1, 2
+NARROW, WIDE, MERGE = 1, 2, 3
 ITEM_FIELDS = 32
-"""kind, first entry, full keys, keys, first group, groups, owners lo and hi; then for up to eight groups: the slot of
-the item's partial result, the group's first slot, its number of parts."""
-_SLOT, _FIRST_SLOT, _PARTS = 8, 16, 24
+"""kind, first entry, full keys, keys, first group, groups, owners lo (narrow: 1 if a merge item merges) and hi; then
+for up to eight groups: the slot of the item's partial result, the group's first slot, its number of parts (of a merge
+item: 0 where there is nothing to merge)."""
+_KEYS, _GROUP0, _GROUPS, _DEFERRED, _SLOT, _FIRST_SLOT, _PARTS = 3, 4, 5, 6, 8, 16, 24
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """T query tokens, E entries (reads of a block, or of a part of one), I items. All int32."""
+    """T query tokens, E entries (reads of a block, or of a part of one), I items. All int32 but the marks."""
 
     items: np.ndarray
     """`[I, ITEM_FIELDS]`, in launch order."""
     entry_block: np.ndarray
-    entry_base: np.ndarray
-    """`[E]`: which entry of the pool; branch position of its first token."""
-    entry_meta: np.ndarray
-    """`[E]`: first owner in the tile | owners << 8 | tokens that hold a key << 16."""
+    """`[E]`: which entry of the pool."""
+    entry_mark: np.ndarray
+    """int64 `[E]`: first owner in the tile | owners << 8 | tokens that hold a key << 16 | branch position of its first
+    token << 32."""
     entry_node: np.ndarray
     """`[E]`: the node whose tokens they are."""
     query_token: np.ndarray
@@ -131,12 +132,12 @@ def schedule_tree(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule) 
     row = order[tree.node_lo][of_node]
     block = tree.tables[row, index] if split == 1 else tree.tables[row, index // split] * split + index % split
     base = index * size
-    meta = pair_owners[which] | _held(tree, of_node, base, size) << 16
+    mark = pair_owners[which] | _held(tree, of_node, base, size) << 16 | base << 32
 
-    records, num_slots = _record(_launch_order(items, heads, rule), num_groups)
-    tables = (records, block, base, meta, of_node, query_token, query_pos)
-    records, block, base, meta, of_node, query_token, query_pos = (a.astype(np.int32) for a in tables)
-    return Schedule(records, block, base, meta, of_node, query_token, query_pos, num_groups, num_slots)
+    records, num_slots = _record(_launch_order(items, heads, rule), num_groups, shape.merge_groups)
+    tables = (records, block, of_node, query_token, query_pos)
+    records, block, of_node, query_token, query_pos = (a.astype(np.int32) for a in tables)
+    return Schedule(records, block, mark, of_node, query_token, query_pos, num_groups, num_slots)
 
 
 def grown(schedule: Schedule, before: TreePlan, tree: TreePlan, size: int) -> Schedule | None:
@@ -150,9 +151,10 @@ def grown(schedule: Schedule, before: TreePlan, tree: TreePlan, size: int) -> Sc
     )
     if not same:
         return None
-    meta = schedule.entry_meta & 0xFFFF | _held(tree, schedule.entry_node, schedule.entry_base, size) << 16
+    held = _held(tree, schedule.entry_node, schedule.entry_mark >> 32, size)
     position = tree.lengths[tree.order] - 1
-    return replace(schedule, entry_meta=meta.astype(np.int32), query_pos=position.astype(np.int32))
+    mark = schedule.entry_mark & ~0xFFFF0000 | held << 16
+    return replace(schedule, entry_mark=mark, query_pos=position.astype(np.int32))
 
 
 def _spans(tree: TreePlan) -> np.ndarray:
@@ -252,19 +254,33 @@ def _split(
     return items
 
 
-def _record(items: np.ndarray, num_groups: int) -> tuple[np.ndarray, int]:
-    """`Schedule.items` and the number of slots: where each item leaves its part of each of its groups."""
+def _record(items: np.ndarray, num_groups: int, merge_groups: int) -> tuple[np.ndarray, int]:
+    """`Schedule.items` and the number of slots: where each item leaves its part of each of its groups. Groups with wide
+    parts are merged by items of their own, `merge_groups` at once, after all others."""
     records = np.zeros((len(items), ITEM_FIELDS), np.int64)
     records[:, :8] = items
-    groups = items[:, 5]
+    groups = items[:, _GROUPS]
     item, place = np.repeat(np.arange(len(items)), groups), _within(groups)
-    of_group = items[item, 4] + place
+    of_group = items[item, _GROUP0] + place
     parts = np.bincount(of_group, minlength=num_groups)
     by_group = np.argsort(of_group, kind="stable")
     records[item[by_group], _SLOT + place[by_group]] = np.arange(len(item))
-    records[item, _FIRST_SLOT + place] = (np.cumsum(parts) - parts)[of_group]
+    first_slot = np.cumsum(parts) - parts
+    records[item, _FIRST_SLOT + place] = first_slot[of_group]
     records[item, _PARTS + place] = parts[of_group]
-    return records, len(item)
+
+    deferred = np.zeros(num_groups, bool)
+    deferred[of_group[items[item, 0] == WIDE]] = True
+    deferred &= parts > 1
+    narrow = items[:, 0] == NARROW
+    records[narrow, _DEFERRED] = deferred[items[narrow, _GROUP0]]
+    first = np.unique(np.flatnonzero(deferred) // merge_groups) * merge_groups
+    merges = np.zeros((len(first), ITEM_FIELDS), np.int64)
+    merges[:, 0], merges[:, _GROUP0], merges[:, _GROUPS] = MERGE, first, np.minimum(num_groups - first, merge_groups)
+    group = np.minimum(first[:, None] + np.arange(merge_groups), num_groups - 1)
+    merges[:, _FIRST_SLOT : _FIRST_SLOT + merge_groups] = first_slot[group]
+    merges[:, _PARTS : _PARTS + merge_groups] = np.where(deferred[group], parts[group], 0)
+    return np.concatenate([records, merges]), len(item)
 
 
 def _launch_order(kinds: list[np.ndarray], heads: int, rule: CostRule) -> np.ndarray:

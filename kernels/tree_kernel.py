@@ -3,8 +3,10 @@
 A program takes one work item (see `schedule`) for one kv head. An item is a tile of query rows and a list of KV
 entries, each with the queries that own it. Wide tiles take entries that many queries share, at tensor-core rate;
 narrow tiles stream private ones at memory rate; both run side by side. Rows whose keys are spread over several items
-leave normalised partial results with a base-2 log-sum-exp, and the last item to arrive merges them in the order of
-their slots, so results do not depend on who was last. Arrival counters return to zero.
+leave normalised partial results with a base-2 log-sum-exp. Where all parts are narrow the last item to arrive merges
+them; where some are wide, merge items at the end of the grid wait for the parts, so that no program has a whole tile
+to merge. They wait for programs with lower numbers only, and those have all been started by then. Parts are merged in
+the order of their slots, so results do not depend on who was last. Arrival counters return to zero.
 
 Row r of a tile is query r // GROUP_PAD, head r % GROUP_PAD of the kv head's group. An entry is a block, or a part of
 one: ENTRY tokens. All addresses are int64.
@@ -16,14 +18,15 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-# kind, first entry, full keys, keys, first group, groups, owners lo and hi, then for up to eight groups: the slot of
-# this item's partial result, the group's first slot, its number of parts. One cache line.
+# kind, first entry, full keys, keys, first group, groups, owners lo (narrow: 1 if a merge item merges) and hi, then for
+# up to eight groups: the slot of this item's partial result, the group's first slot, its number of parts. A cache line.
 ITEM_FIELDS = tl.constexpr(32)
 SLOT = tl.constexpr(8)
 FIRST_SLOT = tl.constexpr(16)
 PARTS = tl.constexpr(24)
 NARROW = tl.constexpr(1)
 WIDE = tl.constexpr(2)
+MERGE = tl.constexpr(3)
 
 
 @triton.jit
@@ -39,17 +42,32 @@ def _capped(s, softcap):
 
 
 @triton.jit
+def _ahead(entry_block, entry_mark, first, start, KEYS: tl.constexpr, ENTRY: tl.constexpr, MASKED: tl.constexpr):
+    """What the round at key `start` reads by: of each key the entry, its block and its mark."""
+    keys = tl.arange(0, KEYS)
+    if KEYS % ENTRY == 0:
+        entry = first + start // ENTRY + keys // ENTRY
+    else:
+        entry = first + ((start + keys).to(tl.uint32) // ENTRY).to(tl.int32)
+    block = tl.load(entry_block + entry)
+    mark = block.to(tl.int64)
+    if MASKED:
+        mark = tl.load(entry_mark + entry)
+    return entry, block, mark
+
+
+@triton.jit
 def _rounds(
-    q_tile, acc, high, total, k_head, v_head, entry_block, entry_base, entry_meta, first, start, stop,
+    q_tile, acc, high, total, k_head, v_head, entry_block, entry_mark, entry, block, mark, first, start, stop,
     local, position, oldest, scale, softcap, window,
     TOKEN: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, ENTRY: tl.constexpr, KEYS: tl.constexpr,
-    STAGES: tl.constexpr, MASKED: tl.constexpr, LATE_SUM: tl.constexpr, SETTLE: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    STAGES: tl.constexpr, MASKED: tl.constexpr, LATE_SUM: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over keys `start` to `stop` of the item's entries, KEYS a round.
 
     acc [ROWS, D_PAD], high [ROWS] the maximum of the base-2 logits, total the sum of weights: [ROWS], or with LATE_SUM
-    [ROWS, KEYS], to be summed after the last round. Returns the three.
+    [ROWS, KEYS], to be summed after the last round. entry, block, mark: `_ahead` of the first round. Returns the three.
     """
     keys = tl.arange(0, KEYS)
     dims = tl.arange(0, D_PAD)
@@ -58,69 +76,63 @@ def _rounds(
     # Where rounds begin at block bounds, a key's offset in its block never changes.
     if KEYS % ENTRY == 0:
         offset = keys % ENTRY
-        entry = first + start // ENTRY + keys // ENTRY
-    else:
-        entry = first + ((start + keys).to(tl.uint32) // ENTRY).to(tl.int32)
-    block = tl.load(entry_block + entry)
-    if MASKED:
-        base = tl.load(entry_base + entry)
-        meta = tl.load(entry_meta + entry)
     for at in tl.range(start, stop, KEYS, num_stages=STAGES):
-        if SETTLE:  # a use of acc: its last dot ends here, which frees the registers that the next one needs
-            acc = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=f,f", [acc], dtype=tl.float32, is_pure=False, pack=1)
         index = at + keys
         if KEYS % ENTRY != 0:
             offset = (index.to(tl.uint32) % ENTRY).to(tl.int32)
         place = block.to(tl.int64)[:, None] * (ENTRY * TOKEN) + (offset * TOKEN)[:, None]
+        now = entry
         if KEYS % ENTRY == 0:
             entry += KEYS // ENTRY
         else:
             entry = first + ((index + KEYS).to(tl.uint32) // ENTRY).to(tl.int32)
         block = tl.load(entry_block + entry)
         if MASKED:
-            lower = meta & 255
-            key_pos = base + offset
-            held = (index < stop) & (offset < (meta >> 16))
+            held = (index < stop) & (offset < ((mark >> 16) & 0xFFFF).to(tl.int32))
             if HAS_WINDOW:
-                held &= key_pos > oldest
-            owners = tl.where(held, (meta >> 8) & 255, 0).to(tl.uint32)
-            base = tl.load(entry_base + entry)
-            meta = tl.load(entry_meta + entry)
+                held &= (mark >> 32).to(tl.int32) + offset > oldest
+            mark = tl.load(entry_mark + entry)
             key_mask = held[:, None] & (dims < D)[None, :]
             k_tile = tl.load(k_head + place, mask=key_mask, other=0.0)
-        elif D != D_PAD:
-            k_tile = tl.load(k_head + place, mask=(dims < D)[None, :], other=0.0)
-        else:
-            k_tile = tl.load(k_head + place)
-        s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
-        if HAS_SOFTCAP:
-            s = _capped(s * scale, softcap)
-        if MASKED:
-            seen = (local[:, None] - lower[None, :]).to(tl.uint32) < owners[None, :]
-            seen &= key_pos[None, :] <= position[:, None]
-            if HAS_WINDOW:
-                seen &= key_pos[None, :] > position[:, None] - window
-            s = tl.where(seen, s, float("-inf"))
-        top = tl.maximum(high, tl.max(s, 1) * slope)
-        if MASKED:  # noqa: SIM108
-            pivot = tl.where(top == float("-inf"), 0.0, top)  # a row may have seen nothing yet
-        else:
-            pivot = top
-        p = tl.exp2(s * slope - pivot[:, None])
-        decay = tl.exp2(high - pivot)
-        if LATE_SUM:  # noqa: SIM108
-            total = total * decay[:, None] + p
-        else:
-            total = total * decay + tl.sum(p, 1)
-        acc *= decay[:, None]
-        if MASKED:
             v_tile = tl.load(v_head + place, mask=key_mask, other=0.0)
         elif D != D_PAD:
+            k_tile = tl.load(k_head + place, mask=(dims < D)[None, :], other=0.0)
             v_tile = tl.load(v_head + place, mask=(dims < D)[None, :], other=0.0)
         else:
+            k_tile = tl.load(k_head + place)
             v_tile = tl.load(v_head + place)
-        acc = tl.dot(p.to(v_tile.dtype), v_tile, acc, input_precision="ieee")
-        high = top
+        if stop > start:  # always: the pipeliner starts the loads of later rounds before a conditional, not after it
+            s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
+            if HAS_SOFTCAP:
+                s = _capped(s * scale, softcap)
+            if MASKED:
+                seen_by = tl.load(entry_mark + now)  # again: near by now, and in the layout of the scores
+                lower = (seen_by & 255).to(tl.int32)
+                owners = ((seen_by >> 8) & 255).to(tl.int32)
+                key_pos = (seen_by >> 32).to(tl.int32) + offset
+                inside = (index < stop) & (offset < ((seen_by >> 16) & 0xFFFF).to(tl.int32))
+                if HAS_WINDOW:
+                    inside &= key_pos > oldest
+                owners = tl.where(inside, owners, 0).to(tl.uint32)
+                seen = (local[:, None] - lower[None, :]).to(tl.uint32) < owners[None, :]
+                seen &= key_pos[None, :] <= position[:, None]
+                if HAS_WINDOW:
+                    seen &= key_pos[None, :] > position[:, None] - window
+                s = tl.where(seen, s, float("-inf"))
+            top = tl.maximum(high, tl.max(s, 1) * slope)
+            if MASKED:  # noqa: SIM108
+                pivot = tl.where(top == float("-inf"), 0.0, top)  # a row may have seen nothing yet
+            else:
+                pivot = top
+            p = tl.exp2(s * slope - pivot[:, None])
+            decay = tl.exp2(high - pivot)
+            if LATE_SUM:  # noqa: SIM108
+                total = total * decay[:, None] + p
+            else:
+                total = total * decay + tl.sum(p, 1)
+            acc *= decay[:, None]
+            acc = tl.dot(p.to(v_tile.dtype), v_tile, acc, input_precision="ieee")
+            high = top
     return acc, high, total
 
 
@@ -172,17 +184,19 @@ def _leave(
 
 @triton.jit
 def _tile(
-    q, k_cache, v_cache, record, entry_block, entry_base, entry_meta, query_token, query_pos, head,
+    q, k_cache, v_cache, record, entry_block, entry_mark, query_token, query_pos, head,
     q_stride_t, q_stride_h, scale, softcap, window,
     HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     ENTRY: tl.constexpr, GROUP_ROWS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr,
-    EDGE_KEYS: tl.constexpr, EDGE_STAGES: tl.constexpr, IS_WIDE: tl.constexpr, SETTLE: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    EDGE_KEYS: tl.constexpr, EDGE_STAGES: tl.constexpr, IS_WIDE: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
 ):  # fmt: skip
     """Attend an item's ROWS query rows to its keys. Returns acc [ROWS, D_PAD], high and total [ROWS]."""
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, D_PAD)
     local = rows // GROUP_PAD
+    first = tl.load(record + 1)
+    entry, block, mark = _ahead(entry_block, entry_mark, first, 0, KEYS, ENTRY, not IS_WIDE)
     live, token, q_head = _rows(query_token, record, head, rows, GROUP, GROUP_PAD, GROUP_ROWS, "")
     q_tile = tl.load(
         q + token[:, None] * q_stride_t + q_head[:, None] * q_stride_h + dims[None, :],
@@ -190,7 +204,6 @@ def _tile(
     )  # fmt: skip
     k_head = k_cache + head * D + dims[None, :]
     v_head = v_cache + head * D + dims[None, :]
-    first = tl.load(record + 1)
     acc = tl.zeros([ROWS, D_PAD], tl.float32)
     high = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -199,9 +212,9 @@ def _tile(
         # Keys that all owners see in full come first and need no mask.
         full = tl.load(record + 2)
         acc, high, total = _rounds(
-            q_tile, acc, high, total, k_head, v_head, entry_block, entry_base, entry_meta, first, 0, full,
+            q_tile, acc, high, total, k_head, v_head, entry_block, entry_mark, entry, block, mark, first, 0, full,
             local, local, 0, scale, softcap, window, HEADS * D, D, D_PAD, ENTRY, KEYS, STAGES,
-            False, False, SETTLE, False, HAS_SOFTCAP,
+            False, False, False, HAS_SOFTCAP,
         )  # fmt: skip
         owner = (local >= tl.load(record + 6)) & (local < tl.load(record + 7))
         acc = tl.where(owner[:, None], acc, 0.0)
@@ -214,74 +227,67 @@ def _tile(
         oldest = tl.min(tl.where(live, position, 2147483647), 0) - window
     if IS_WIDE:
         if full < stop:
+            at, edge, marked = _ahead(entry_block, entry_mark, first, full, EDGE_KEYS, ENTRY, True)
             acc, high, total = _rounds(
-                q_tile, acc, high, total, k_head, v_head, entry_block, entry_base, entry_meta, first, full, stop,
-                local, position, oldest, scale, softcap, window, HEADS * D, D, D_PAD, ENTRY, EDGE_KEYS, EDGE_STAGES,
-                True, False, SETTLE, HAS_WINDOW, HAS_SOFTCAP,
+                q_tile, acc, high, total, k_head, v_head, entry_block, entry_mark, at, edge, marked, first, full,
+                stop, local, position, oldest, scale, softcap, window, HEADS * D, D, D_PAD, ENTRY, EDGE_KEYS,
+                EDGE_STAGES, True, False, HAS_WINDOW, HAS_SOFTCAP,
             )  # fmt: skip
     else:
         late = tl.zeros([ROWS, KEYS], tl.float32)
         acc, high, late = _rounds(
-            q_tile, acc, high, late, k_head, v_head, entry_block, entry_base, entry_meta, first, 0, stop,
+            q_tile, acc, high, late, k_head, v_head, entry_block, entry_mark, entry, block, mark, first, 0, stop,
             local, position, oldest, scale, softcap, window, HEADS * D, D, D_PAD, ENTRY, KEYS, STAGES,
-            True, True, False, HAS_WINDOW, HAS_SOFTCAP,
+            True, True, HAS_WINDOW, HAS_SOFTCAP,
         )  # fmt: skip
         total = tl.sum(late, 1)
     return acc, high, total
 
 
 @triton.jit
-def _arrive(counter, parts):
-    """Count this program in for its groups; int32 [threads], 1 where it was the last of `parts` (0: no group).
-
-    One lane a group, and as many lanes as threads, so that no lane's count is added twice.
-    """
-    tl.debug_barrier()  # the partial results of all threads are stored before they are counted
-    before = tl.atomic_add(counter, 1, mask=parts > 1, sem="acq_rel", scope="gpu")
-    last = (parts > 1) & (before == parts - 1)
-    tl.store(counter, 0, mask=last)
-    return last.to(tl.int32)
+def _wait(counter, parts):
+    """Until all `parts` of each group have arrived; then the counters return to zero."""
+    missing = 1
+    while missing > 0:
+        arrived = tl.atomic_add(counter, 0, mask=parts > 0, sem="acquire", scope="gpu")
+        missing = tl.max(tl.where(parts > 0, parts - arrived, 0), 0)
+    tl.debug_barrier()
+    tl.store(counter, 0, mask=parts > 0)
 
 
 @triton.jit
 def _merge(
-    out, partial, partial_lse, sinks, record, query_token, head, complete, row0, out_stride_t, out_stride_h,
+    out, partial, partial_lse, sinks, record, query_token, head, out_stride_t, out_stride_h,
     HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     GROUP_ROWS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
-    """out = sum_i 2^lse_i o_i / sum_i 2^lse_i over the parts i, for ROWS rows from `row0`.
-
-    `complete` has a bit for each group of the record whose parts are all there."""
-    rows = row0 + tl.arange(0, ROWS)
+    """out = sum_i 2^lse_i o_i / sum_i 2^lse_i over the parts i of the record's groups that have any."""
+    rows = tl.arange(0, ROWS)
     dims = tl.arange(0, D_PAD)
-    group = rows // GROUP_ROWS
     live, token, q_head = _rows(query_token, record, head, rows, GROUP, GROUP_PAD, GROUP_ROWS, "")
-    live &= ((complete >> group) & 1) > 0
-    parts = tl.where(live, tl.load(record + PARTS + group), 0)
-    cell = (tl.load(record + FIRST_SLOT + group).to(tl.int64) * HEADS + head) * GROUP_ROWS + rows % GROUP_ROWS
+    parts = tl.where(live, tl.load(record + PARTS + rows // GROUP_ROWS), 0)
+    live &= parts > 0
+    slot = tl.load(record + FIRST_SLOT + rows // GROUP_ROWS).to(tl.int64)
+    cell = (slot * HEADS + head) * GROUP_ROWS + rows % GROUP_ROWS
     most = tl.max(parts, 0)
-    step = HEADS * GROUP_ROWS
     high = tl.full([ROWS], float("-inf"), tl.float32)
-    for i in range(0, most, 16):
-        lanes = i + tl.arange(0, 16)
-        lse = tl.load(partial_lse + cell[None, :] + lanes[:, None] * step, mask=lanes[:, None] < parts[None, :],
-                      other=float("-inf"), cache_modifier=".cg")  # fmt: skip
-        high = tl.maximum(high, tl.max(lse, 0))
     total = tl.zeros([ROWS], tl.float32)
     if HAS_SINKS:
-        sink = tl.load(sinks + q_head, mask=live, other=float("-inf")).to(tl.float32) * LOG2E
-        high = tl.maximum(high, sink)
-        total = tl.exp2(sink - tl.where(high == float("-inf"), 0.0, high))
-    high = tl.where(high == float("-inf"), 0.0, high)
+        high = tl.load(sinks + q_head, mask=live, other=float("-inf")).to(tl.float32) * LOG2E
+        total = tl.where(high == float("-inf"), 0.0, 1.0)
     acc = tl.zeros([ROWS, D_PAD], tl.float32)
     for i in tl.range(0, most, num_stages=STAGES):
         lse = tl.load(partial_lse + cell, mask=parts > i, other=float("-inf"), cache_modifier=".cg")
         o = tl.load(partial + cell[:, None] * D_PAD + dims[None, :], mask=(parts > i)[:, None], other=0.0,
                     cache_modifier=".cg")  # fmt: skip
-        cell += step
-        weight = tl.exp2(lse - high)
-        total += weight
-        acc += o.to(tl.float32) * weight[:, None]
+        cell += HEADS * GROUP_ROWS
+        top = tl.maximum(high, lse)
+        pivot = tl.where(top == float("-inf"), 0.0, top)
+        decay = tl.exp2(high - pivot)
+        weight = tl.exp2(lse - pivot)
+        total = total * decay + weight
+        acc = acc * decay[:, None] + o.to(tl.float32) * weight[:, None]
+        high = top
     result = acc * (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
     tl.store(
         out + token[:, None] * out_stride_t + q_head[:, None] * out_stride_h + dims[None, :],
@@ -292,13 +298,13 @@ def _merge(
 @triton.jit
 def tree_attention_kernel(
     q, k_cache, v_cache, out, partial, partial_lse, arrivals, sinks,
-    items, entry_block, entry_base, entry_meta, query_token, query_pos,
+    items, entry_block, entry_mark, query_token, query_pos,
     q_stride_t, q_stride_h, out_stride_t, out_stride_h, scale, softcap, window,
     HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     ENTRY: tl.constexpr, GROUP_ROWS: tl.constexpr, WIDE_ROWS: tl.constexpr, WIDE_KEYS: tl.constexpr,
     WIDE_STAGES: tl.constexpr, EDGE_KEYS: tl.constexpr, EDGE_STAGES: tl.constexpr, NARROW_KEYS: tl.constexpr,
     NARROW_STAGES: tl.constexpr, MERGE_ROWS: tl.constexpr, MERGE_STAGES: tl.constexpr, THREADS: tl.constexpr,
-    SETTLE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
     """One item for one kv head. q, out [T, Hq, D] by strides; caches [entries, ENTRY, HEADS, D] contiguous;
     partial [slots, HEADS, GROUP_ROWS, D_PAD], partial_lse without the last dimension; arrivals [groups, HEADS] int32,
@@ -309,9 +315,9 @@ def tree_attention_kernel(
     kind = tl.load(record)
     if kind == NARROW:
         acc, high, total = _tile(
-            q, k_cache, v_cache, record, entry_block, entry_base, entry_meta, query_token, query_pos, head,
+            q, k_cache, v_cache, record, entry_block, entry_mark, query_token, query_pos, head,
             q_stride_t, q_stride_h, scale, softcap, window, HEADS, GROUP, GROUP_PAD, D, D_PAD, ENTRY, GROUP_ROWS,
-            GROUP_ROWS, NARROW_KEYS, NARROW_STAGES, 0, 0, False, False, HAS_WINDOW, HAS_SOFTCAP,
+            GROUP_ROWS, NARROW_KEYS, NARROW_STAGES, 0, 0, False, HAS_WINDOW, HAS_SOFTCAP,
         )  # fmt: skip
         _leave(
             acc, high, total, out, partial, partial_lse, sinks, record, query_token, head, out_stride_t, out_stride_h,
@@ -321,32 +327,37 @@ def tree_attention_kernel(
         if parts > 1:
             counter = arrivals + tl.load(record + 4) * HEADS + head
             tl.debug_barrier()  # the partial results of all threads are stored before they are counted
-            before = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
-            if before == parts - 1:
-                tl.store(counter, 0)
-                _merge(
-                    out, partial, partial_lse, sinks, record, query_token, head, 1, 0, out_stride_t, out_stride_h,
-                    HEADS, GROUP, GROUP_PAD, D, D_PAD, GROUP_ROWS, GROUP_ROWS, 2 * MERGE_STAGES, HAS_SINKS,
-                )  # fmt: skip
-    if WIDE_ROWS > 0:  # noqa: SIM102
+            if tl.load(record + 6) > 0:
+                tl.atomic_add(counter, 1, sem="release", scope="gpu")
+            else:
+                before = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
+                if before == parts - 1:
+                    tl.store(counter, 0)
+                    _merge(
+                        out, partial, partial_lse, sinks, record, query_token, head, out_stride_t, out_stride_h,
+                        HEADS, GROUP, GROUP_PAD, D, D_PAD, GROUP_ROWS, GROUP_ROWS, MERGE_STAGES, HAS_SINKS,
+                    )  # fmt: skip
+    if WIDE_ROWS > 0:
+        # One lane a group, and as many lanes as threads, so that no lane's count is added twice.
+        lanes = tl.arange(0, THREADS)
         if kind == WIDE:
             acc, high, total = _tile(
-                q, k_cache, v_cache, record, entry_block, entry_base, entry_meta, query_token, query_pos, head,
+                q, k_cache, v_cache, record, entry_block, entry_mark, query_token, query_pos, head,
                 q_stride_t, q_stride_h, scale, softcap, window, HEADS, GROUP, GROUP_PAD, D, D_PAD, ENTRY, GROUP_ROWS,
-                WIDE_ROWS, WIDE_KEYS, WIDE_STAGES, EDGE_KEYS, EDGE_STAGES, True, SETTLE, HAS_WINDOW, HAS_SOFTCAP,
+                WIDE_ROWS, WIDE_KEYS, WIDE_STAGES, EDGE_KEYS, EDGE_STAGES, True, HAS_WINDOW, HAS_SOFTCAP,
             )  # fmt: skip
             _leave(
                 acc, high, total, out, partial, partial_lse, sinks, record, query_token, head, out_stride_t,
                 out_stride_h, HEADS, GROUP, GROUP_PAD, D, D_PAD, GROUP_ROWS, WIDE_ROWS, HAS_SINKS,
             )  # fmt: skip
-            lanes = tl.arange(0, THREADS)
             parts = tl.load(record + PARTS + lanes, mask=lanes < tl.load(record + 5), other=0)
-            last = _arrive(arrivals + (tl.load(record + 4) + lanes) * HEADS + head, parts)
-            complete = tl.sum(last << (lanes & 7), 0)
-            if complete > 0:
-                for row0 in range(0, WIDE_ROWS, MERGE_ROWS):
-                    _merge(
-                        out, partial, partial_lse, sinks, record, query_token, head, complete, row0, out_stride_t,
-                        out_stride_h, HEADS, GROUP, GROUP_PAD, D, D_PAD, GROUP_ROWS, MERGE_ROWS, MERGE_STAGES,
-                        HAS_SINKS,
-                    )  # fmt: skip
+            counter = arrivals + (tl.load(record + 4) + lanes) * HEADS + head
+            tl.debug_barrier()  # the partial results of all threads are stored before they are counted
+            tl.atomic_add(counter, 1, mask=parts > 1, sem="release", scope="gpu")
+        if kind == MERGE:
+            parts = tl.load(record + PARTS + lanes, mask=lanes < tl.load(record + 5), other=0)
+            _wait(arrivals + (tl.load(record + 4) + lanes) * HEADS + head, parts)
+            _merge(
+                out, partial, partial_lse, sinks, record, query_token, head, out_stride_t, out_stride_h,
+                HEADS, GROUP, GROUP_PAD, D, D_PAD, GROUP_ROWS, MERGE_ROWS, MERGE_STAGES, HAS_SINKS,
+            )  # fmt: skip

@@ -13,9 +13,9 @@ from .cost import CostRule, TileShape
 from .plan import TreePlan, plan_tree
 from .schedule import ITEM_FIELDS, Schedule, grown, schedule_tree
 from .tree_kernel import tree_attention_kernel
-from .tuning import FALLBACK, KernelConfig, multiprocessors, padded_head_dim, shipped_config, timed_config
+from .tuning import FALLBACK, KernelConfig, merge_rows, multiprocessors, padded_head_dim, shipped_config, timed_config
 
-_TABLES = ("items", "entry_block", "entry_base", "entry_meta", "query_token", "query_pos")
+_TABLES = ("items", "entry_block", "entry_mark", "query_token", "query_pos")
 _MAX_GROUP = 16
 
 
@@ -38,7 +38,7 @@ class _Launch:
         self.entry = _entry_size(allocator.block_size, config)
         self.shape = TileShape(
             config.group_rows // self.group_pad, config.wide_rows // config.group_rows, config.wide_keys,
-            config.narrow_keys, self.entry,
+            config.narrow_keys, self.entry, max(merge_rows(config) // config.group_rows, 1),
         )  # fmt: skip
         self._device = allocator.device
         self._dtype = allocator.dtype
@@ -47,7 +47,7 @@ class _Launch:
         entries = 2 * max(config.wide_keys, config.narrow_keys) // self.entry + 2
         queries = max(config.wide_rows, config.group_rows)
         self._spare = {"query_token": queries, "query_pos": queries}
-        self._spare |= dict.fromkeys(("entry_block", "entry_base", "entry_meta"), entries)
+        self._spare |= {"entry_block": entries, "entry_mark": 2 * entries}
         self._capacity: dict[str, int] = {}
         self._loaded: tuple[Schedule, TreePlan] | None = None
 
@@ -60,7 +60,7 @@ class _Launch:
             schedule = schedule_tree(tree, self.shape, self.heads, self.rule)
         self._loaded = (schedule, tree)
         self.num_items = len(schedule.items)
-        sizes = {name: getattr(schedule, name).size for name in _TABLES}
+        sizes = {name: getattr(schedule, name).nbytes // 4 for name in _TABLES}
         fits = bool(self._capacity) and all(sizes[n] <= self._capacity[n] for n in _TABLES)
         fits = fits and schedule.num_slots <= len(self.partial) and schedule.num_groups <= len(self.arrivals)
         if not fits:
@@ -68,7 +68,7 @@ class _Launch:
         self._host[:] = 0
         self._views["query_token"][:] = -1
         for name in _TABLES:
-            self._views[name][: sizes[name]] = getattr(schedule, name).ravel()
+            self._views[name][: sizes[name]] = getattr(schedule, name).ravel().view(np.int32)
         staging = torch.from_numpy(self._host)
         if self._device.type == "cuda":
             staging = staging.pin_memory()  # the caching host allocator keeps it until the copy is done
@@ -89,6 +89,7 @@ class _Launch:
         ends = [*list(starts.values())[1:], total]
         self._views = {n: self._host[a:b] for (n, a), b in zip(starts.items(), ends, strict=True)}
         self.tables = {n: self._buffer[a:b] for (n, a), b in zip(starts.items(), ends, strict=True)}
+        self.tables["entry_mark"] = self.tables["entry_mark"].view(torch.int64)
         slots = (schedule.num_slots + max(schedule.num_slots // 4, 64), self.heads, self.config.group_rows)
         groups = (schedule.num_groups + max(schedule.num_groups // 4, 64), self.heads)
         self.partial = torch.empty(*slots, self._width, dtype=self._dtype, device=self._device)
@@ -205,8 +206,8 @@ def attend_triton(
         WIDE_ROWS=config.wide_rows, WIDE_KEYS=config.wide_keys, WIDE_STAGES=config.wide_stages,
         EDGE_KEYS=config.edge_keys, EDGE_STAGES=config.edge_stages, NARROW_KEYS=config.narrow_keys,
         NARROW_STAGES=config.narrow_stages,
-        MERGE_ROWS=min(config.wide_rows, config.merge_rows), MERGE_STAGES=config.merge_stages,
-        THREADS=32 * config.warps, SETTLE=not interpreting(), HAS_WINDOW=window is not None,
+        MERGE_ROWS=merge_rows(config), MERGE_STAGES=config.merge_stages,
+        THREADS=32 * config.warps, HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None, HAS_SINKS=sinks is not None,
         num_warps=config.warps, maxnreg=config.max_registers,
     )  # fmt: skip

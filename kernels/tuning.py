@@ -31,15 +31,15 @@ class KernelConfig:
     warps: int = 8
     max_registers: int | None = None
     group_rows: int = 16
-    merge_rows: int = 64
-    merge_stages: int = 4
+    merge_rows: int = 16
+    merge_stages: int = 8
 
 
 # 128 registers and under 113 KB of shared memory: two programs fit a multiprocessor, one of each kind at best.
 _HOPPER = {
     64: KernelConfig(128, 64, 3, 128, 3, max_registers=128),
     128: KernelConfig(128, 64, 2, 64, 3, max_registers=128),
-    256: KernelConfig(64, 32, 2, 32, 3, edge_stages=2, max_registers=128, merge_rows=32),
+    256: KernelConfig(64, 32, 2, 32, 3, edge_stages=2, max_registers=128, merge_stages=6),
 }
 _SINGLE = KernelConfig(0, 32, 2, 32, 2)  # fp32 runs without tensor cores: narrow tiles only
 _CANDIDATES = (
@@ -51,6 +51,11 @@ _CANDIDATES = (
 )
 FALLBACK = _CANDIDATES[-1]
 """Fits every GPU that Triton supports."""
+
+
+def merge_rows(config: KernelConfig) -> int:
+    """Rows that a merge item takes."""
+    return max(min(config.wide_rows, config.merge_rows), config.group_rows)
 
 
 def padded_head_dim(head_dim: int) -> int:

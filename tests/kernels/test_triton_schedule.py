@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from frtool.bench.attention_cases import build_case, level_case
 from frtool.kernels.cost import CostRule, TileShape
 from frtool.kernels.plan import TreePlan, plan_tree
-from frtool.kernels.schedule import NARROW, WIDE, Schedule, grown, schedule_tree
+from frtool.kernels.schedule import MERGE, NARROW, WIDE, Schedule, grown, schedule_tree
 
 SHAPE = TileShape(group_queries=4, tile_groups=8, wide_keys=64, narrow_keys=64, entry=16)
 
@@ -23,7 +23,8 @@ SHAPE = TileShape(group_queries=4, tile_groups=8, wide_keys=64, narrow_keys=64, 
 def reads(tree: TreePlan, shape: TileShape, schedule: Schedule) -> np.ndarray:
     """int `[T, slots]`: how often each query, by its row of q, is given each slot of the pool."""
     count = np.zeros((tree.num_queries, (int(tree.tables.max()) + 1) * tree.block_size), np.int64)
-    for kind, first, full, keys, group0, groups, low, high in schedule.items[:, :8].tolist():
+    attending = schedule.items[schedule.items[:, 0] != MERGE, :8]
+    for kind, first, full, keys, group0, groups, low, high in attending.tolist():
         assert kind in (NARROW, WIDE)
         assert full <= keys
         assert groups <= (1 if kind == NARROW else shape.tile_groups)
@@ -34,13 +35,13 @@ def reads(tree: TreePlan, shape: TileShape, schedule: Schedule) -> np.ndarray:
                 continue
             for at in range(keys):
                 entry, offset = first + at // shape.entry, at % shape.entry
-                meta = int(schedule.entry_meta[entry])
-                position = int(schedule.entry_base[entry]) + offset
+                meta = int(schedule.entry_mark[entry])
+                position = (meta >> 32) + offset
                 if at < full:
                     seen = low <= local < high
                 else:
                     owned = meta & 255 <= local < (meta & 255) + (meta >> 8 & 255)
-                    seen = owned and offset < meta >> 16 and position <= schedule.query_pos[query]
+                    seen = owned and offset < (meta >> 16 & 0xFFFF) and position <= schedule.query_pos[query]
                 slot = int(schedule.entry_block[entry]) * shape.entry + offset
                 count[schedule.query_token[query], slot] += seen
     return count
@@ -93,9 +94,39 @@ def test_shared_prompt_is_read_by_wide_items_and_tails_by_narrow_ones() -> None:
     )  # fmt: skip
     schedule = schedule_tree(plan_tree(pool, ids), SHAPE, 8, CostRule(132))
     kinds = schedule.items[:, 0]
-    assert set(kinds) == {NARROW, WIDE}
+    assert set(kinds) == {NARROW, WIDE, MERGE}
     assert schedule.items[kinds == WIDE, 3].sum() == 8 * 2048  # tiles of 32 queries
     assert schedule.items[kinds == NARROW, 3].sum() == 256 * 32
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 10**6), st.sampled_from([1, 4]), rules)
+def test_parts_have_slots_of_their_own_and_one_item_merges_them(
+    random_forest: Callable[..., Any], seed: int, merge_groups: int, rule: CostRule
+) -> None:
+    forest = random_forest(seed, steps=30, longest=120, kv_heads=1, head_dim=1)
+    shape = TileShape(4, 8, 64, 64, 16, merge_groups)
+    schedule = schedule_tree(plan_tree(forest.allocator, forest.branch_ids, forest.q_lens), shape, 2, rule)
+    slots = [[] for _ in range(schedule.num_groups)]
+    has_wide, merged = np.zeros((2, schedule.num_groups), bool)
+    kinds = schedule.items[:, 0]
+    assert (np.diff(kinds == MERGE) >= 0).all(), "merge items come after all that they wait for"
+    for item in schedule.items:
+        for place in range(item[5]):
+            group, slot, first, parts = item[4] + place, *item[[8 + place, 16 + place, 24 + place]]
+            if item[0] == MERGE:
+                assert parts in (0, len(slots[group]))
+                assert parts == 0 or (first == min(slots[group]) and not merged[group])
+                merged[group] |= parts > 0
+            else:
+                slots[group].append(slot)
+                has_wide[group] |= item[0] == WIDE
+    everything = sorted(slot for group in slots for slot in group)
+    assert everything == list(range(schedule.num_slots))
+    in_parts = np.array([len(group) > 1 for group in slots])
+    assert np.array_equal(merged, has_wide & in_parts)
+    for item in schedule.items[kinds == NARROW]:
+        assert item[6] == merged[item[4]]
 
 
 def test_without_sharing_there_are_no_wide_items_and_nothing_to_merge() -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from frtool.kernels.cost import CostRule
 from frtool.kernels.plan import plan_tree
+from frtool.kernels.schedule import MERGE
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("runs through test_triton_interpreter", allow_module_level=True)
@@ -133,7 +134,8 @@ def test_who_merges_last_changes_no_bit(random_forest: Callable[..., Any]) -> No
     for flip in (False, True):  # the interpreter runs programs in order: turning the items round turns arrivals round
         if flip:
             items = launch.tables["items"].view(-1, 32)
-            items[: launch.num_items] = items[: launch.num_items].flip(0)
+            waiting = int((items[:, 0] == MERGE).sum())  # merge items come last: they wait for all others
+            items[: launch.num_items - waiting] = items[: launch.num_items - waiting].flip(0)
         out = torch.full_like(forest.q, torch.nan)
         triton_tree.attend_triton(
             forest.q, pool, plan, layer=0, scale=0.125, window=None, softcap=None, sinks=None, out=out
