@@ -279,6 +279,6 @@ def search(
         return answer(config, output)
     from .many import answer_all
 
-    if prompt is not None:
+    if prompt is not None or prompt_file is not None:
         raise UsageError("a prompt and --input ask for two things", hint="leave one of them out")
     return answer_all(config, source, output)
