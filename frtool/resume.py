@@ -11,7 +11,7 @@ from typing import Any
 from frtool.errors import UsageError
 from frtool.search.events import Ended, Event
 from frtool.search.record import Record
-from frtool.search.resume import record_of, stands
+from frtool.search.resume import record_of
 from frtool.trace import TraceError, TraceReader
 from frtool.view.safe import safe_json
 
@@ -48,13 +48,11 @@ def read_trace(path: Path) -> Unfinished | Finished:
     tokens of its steps."""
     reader = TraceReader(path)
     events: list[Event] = []
-    keep, cut = 0, False
+    ends: list[int] = []
     try:
         for event in reader:
             events.append(event)
-            cut = cut or not stands(event)
-            if not cut:
-                keep = reader.offset
+            ends.append(reader.offset)
     except OSError as error:
         raise TraceError(f"cannot read the trace {path}: {error.strerror}") from None
     record = record_of(events)
@@ -68,7 +66,7 @@ def read_trace(path: Path) -> Unfinished | Finished:
     last = events[-1]
     if isinstance(last, Ended) and last.reason not in RESUMABLE and not last.reason.startswith("failed"):
         return Finished(path, events, last)
-    return Unfinished(path, record, keep)
+    return Unfinished(path, record, ends[len(record.events) - 1])
 
 
 def check_surroundings(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> None:

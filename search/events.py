@@ -71,8 +71,9 @@ class NodeAdded:
     """The generator's own reading of the step's reward."""
     read_tokens: int = 0
     """Tokens that this reading took."""
-    judge_tokens: int = field(default=0, compare=False)
-    """Tokens that the scorer spent on the new steps that it judged in one call, told with the last of them."""
+    judge_tokens: int | None = field(default=0, compare=False)
+    """Tokens that the scorer spent on the new steps that it judged in one call, told with the last of them, and None
+    with the others."""
     poll: int = field(default=0, compare=False)
     """Which of the search's polls of its generator brought the step: the pace, which is no part of the tree."""
     late: bool = False

@@ -125,7 +125,7 @@ class RecordedJudge(Judge):
     def _values(self, judged: Sequence[tuple[Step, Node]], tree: SearchTree) -> Sequence[float | None]:
         known = [self._nodes.get(node.id) for _, node in judged]
         if all(known):
-            self._generator.charge(sum(node.judge_tokens for node in known if node is not None))
+            self._generator.charge(sum(node.judge_tokens or 0 for node in known if node is not None))
             return [node.reward for node in known if node is not None]
         self._warm_up(judged, tree)
         # A step that was recorded without those judged beside it is judged with them, so that it costs what it did.

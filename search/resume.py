@@ -27,9 +27,7 @@ def record_of(events: Iterable[Event]) -> Record:
     nodes: dict[str, NodeAdded] = {}
     seconds, reason, cut = 0.0, "killed", False
     for event in events:
-        if isinstance(event, Resumed):
-            reason, cut = "killed", False
-        cut = cut or not stands(event)
+        cut = cut or isinstance(event, Ended) or (isinstance(event, NodeAdded) and event.late)
         if isinstance(event, NodeAdded):
             nodes[event.id] = event
         if isinstance(event, Tick | Ended | Resumed):
@@ -40,12 +38,20 @@ def record_of(events: Iterable[Event]) -> Record:
             standing.append(event)
     if not standing or not isinstance(standing[0], RunStarted):
         raise ValueError("a record begins with a `run` event")
-    return Record(standing[0], standing, nodes, seconds, reason)
+    torn = _torn(standing)
+    for event in standing[torn:]:
+        if isinstance(event, NodeAdded):
+            del nodes[event.id]
+    return Record(standing[0], standing[:torn], nodes, seconds, reason)
 
 
-def stands(event: Event) -> bool:
-    """Whether an undisturbed search would have given the event too."""
-    return not isinstance(event, Ended) and not (isinstance(event, NodeAdded) and event.late)
+def _torn(events: list[Event]) -> int:
+    """Where steps begin that were judged together with one that is missing, and with it what that cost."""
+    start = len(events)
+    for place, event in enumerate(events):
+        if isinstance(event, NodeAdded) and event.duplicate_of is None:
+            start = len(events) if event.judge_tokens is not None else min(start, place)
+    return start
 
 
 def continue_search(record: Record, *, clock: Callable[[], float] = time.monotonic, **settings: Any) -> Iterator[Event]:
@@ -71,7 +77,7 @@ def continue_search(record: Record, *, clock: Callable[[], float] = time.monoton
             elif ahead.follows(event):
                 yield event
                 continue
-            elif ahead.left and not stands(event):
+            elif ahead.left and (isinstance(event, Ended) or (isinstance(event, NodeAdded) and event.late)):
                 yield event  # stopped on the way
                 continue
             elif not isinstance(event, Tick):

@@ -280,7 +280,8 @@ class _Run:
                     self.valued.value(node.id, node.reward)
             else:
                 tree.repeat(expand, node)
-            cost = judge_tokens if new and step is fresh[-1][0] else 0
+            told_later = bool(judge_tokens) and step is not fresh[-1][0]
+            cost = 0 if not new else None if told_later else judge_tokens
             yield self._node_added(step, node, new, judge_tokens=cost, late=not told)
             if not told:
                 continue
@@ -302,7 +303,7 @@ class _Run:
             state = self.state_task.state(self.tree[step.parent].path_text + step.text)
         return (self.task.key(step.text), step.finish), state
 
-    def _node_added(self, step: Step, node: Node, new: bool, *, judge_tokens: int, late: bool) -> NodeAdded:
+    def _node_added(self, step: Step, node: Node, new: bool, *, judge_tokens: int | None, late: bool) -> NodeAdded:
         return NodeAdded(
             id=child_id(step.parent, step.ordinal),
             text=step.text,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ def outcome(events: list[Any]) -> tuple[Any, ...]:
     """The nodes by id and what was chosen."""
     last = events[-1]
     assert isinstance(last, Ended)
-    nodes = [to_record(event) for event in events if isinstance(event, NodeAdded)]
+    nodes = [to_record(replace(event, poll=0)) for event in events if isinstance(event, NodeAdded)]
     counts = (last.policy_tokens, last.scorer_tokens, last.prompt_tokens, last.nodes, last.terminals)
     return sorted(nodes, key=lambda node: str(node["id"])), last.reason, last.best, last.answer, last.reward, counts
 

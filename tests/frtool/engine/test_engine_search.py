@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ def search(driver: Any, algorithm: str, reads: bool, **options: Any) -> tuple[li
     )
     last = events[-1]
     assert isinstance(last, Ended)
-    nodes = [to_record(event) for event in events if isinstance(event, NodeAdded)]
+    nodes = [to_record(replace(event, poll=0)) for event in events if isinstance(event, NodeAdded)]
     return sorted(nodes, key=lambda node: str(node["id"])), last
 
 
