@@ -11,7 +11,8 @@ for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR"):
     os.environ.pop(name, None)
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # Nor do they take the caller's own defaults.
-for name in [name for name in os.environ if name.startswith("FRTOOL_") and name != "FRTOOL_PHOTOGRAPHS"]:
+KEPT = ("FRTOOL_PHOTOGRAPHS", "FRTOOL_SNAPSHOTS")
+for name in [name for name in os.environ if name.startswith("FRTOOL_") and name not in KEPT]:
     os.environ.pop(name)
 os.environ["FRTOOL_CONFIG"] = os.devnull
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -15,7 +18,7 @@ from rich.console import Console
 pexpect = pytest.importorskip("pexpect")
 pyte = pytest.importorskip("pyte")
 
-from frtool.search.events import Ended, NodeAdded, RunStarted  # noqa: E402
+from frtool.search.events import Ended, NodeAdded, RunStarted, Selected, Tick  # noqa: E402
 from frtool.trace import TraceWriter  # noqa: E402
 from frtool.view.live import FRAME_SECONDS, LiveView  # noqa: E402
 from frtool.view.plain import PlainView  # noqa: E402
@@ -32,6 +35,19 @@ with view_for() as view:
         time.sleep(float(sys.argv[2]))
         view.show(event)
 """
+
+
+PAUSE = """
+import itertools, sys
+from frtool.trace import TraceReader
+from frtool.view import view_for
+with view_for() as view:
+    for event in itertools.islice(TraceReader(sys.argv[1]), int(sys.argv[2])):
+        view.show(event)
+    view.refresh()
+    sys.stdin.readline()
+"""
+SNAPSHOTS = Path(__file__).parent / "snapshots"
 
 
 class Terminal:
@@ -72,6 +88,16 @@ class Terminal:
         seen = len(self.raw)
         self.read(lambda: len(self.raw) > seen)
 
+    def settle(self) -> None:
+        """Read until nothing more comes."""
+        seen = -1
+        while len(self.raw) != seen:
+            seen = len(self.raw)
+            with contextlib.suppress(pexpect.TIMEOUT):
+                data = self.child.read_nonblocking(65536, timeout=0.5)
+                self.raw += data
+                self.stream.feed(data)
+
     def finish(self) -> int:
         self.read(lambda: False)
         self.child.close()
@@ -99,6 +125,42 @@ def show(tmp_path, make_events):
         return Terminal([sys.executable, "-c", SHOW, str(path), str(pause)], width, height, **env)
 
     return start
+
+
+def like_snapshot(name: str, text: str) -> None:
+    """Hold `text` against the kept one. FRTOOL_SNAPSHOTS=write keeps what there is now, to be read and committed."""
+    path = SNAPSHOTS / f"{name}.txt"
+    if os.environ.get("FRTOOL_SNAPSHOTS") == "write":
+        path.write_text(text + "\n", encoding="utf-8")
+    assert text + "\n" == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 60)])
+def test_screens_are_as_they_were_approved(show, make_events, tmp_path, width, height):
+    finished = show(width, height, pause=0)
+    assert finished.finish() == 0
+    like_snapshot(f"finished-{width}x{height}", str(finished).rstrip())
+    # The terminal's own colours, no background and no fixed shade: legible on light and on dark.
+    assert re.search(rb"\x1b\[[0-9;]*(?:[34]8;|4[0-7][;m]|10[0-7][;m])", finished.raw) is None
+    events = make_events("mcts", nodes=100, seed=3, steer=False)
+    at = next(i for i, event in enumerate(events) if i > 30 and isinstance(event, Tick))
+    asked = [name for event in events[:at] if isinstance(event, Selected) for name in event.ids]
+    came = {event.id for event in events[:at] if isinstance(event, NodeAdded)}
+    pending = [name for name in asked if name not in came]
+    growing = {name: f"6 * 4 = 2 {name}" for name in pending}
+    events[at] = replace(
+        events[at], growing=growing, evicted=[name for name in sorted(came) if name.count(".") == 2][:3]
+    )
+    with TraceWriter(tmp_path / "t.jsonl") as writer:
+        for event in events:
+            writer.write(event)
+    running = Terminal([sys.executable, "-c", PAUSE, str(tmp_path / "t.jsonl"), str(at + 1)], width, height)
+    running.read(lambda: running.shows("6 * 4 = 2", "frees"))
+    running.settle()
+    running.child.sendline("")
+    text = str(running)
+    running.finish()
+    like_snapshot(f"running-{width}x{height}", text.rstrip())
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 60)])
