@@ -19,6 +19,8 @@ from typing import IO
 
 from frtool.errors import FrtoolError, UsageError
 
+from .descendants import Descendants
+
 SECONDS = 10.0
 OUTPUT_BYTES = 1 << 16
 REMEMBERED = 4096
@@ -46,8 +48,8 @@ class CommandVerifier:
 
     The answer is on its standard input and in a file, whose path is its last argument, or stands where an argument is
     `{}`. A number on the first line of its output is the score, held to 0 to 1. There is no shell. The program leads a
-    process group of its own, which is killed when the program ends, at the time limit, or past the output limit; the
-    last two count as wrong. Its error output is dropped. Verdicts are remembered.
+    session of its own, which is killed when the program ends, at the time limit, or past the output limit, with what
+    has detached itself from it; the last two count as wrong. Its error output is dropped. Verdicts are remembered.
     """
 
     name = "command"
@@ -90,7 +92,7 @@ class CommandVerifier:
             arguments = [path if argument == PLACE else argument for argument in self.arguments]
             if PLACE not in self.arguments:
                 arguments.append(path)
-            with open(path, "rb") as stdin:
+            with open(path, "rb") as stdin, Descendants():
                 try:
                     process = subprocess.Popen(
                         arguments,
@@ -104,12 +106,12 @@ class CommandVerifier:
                     raise FrtoolError(
                         f"the verify command `{self.arguments[0]}` cannot be run: {error.strerror or error}"
                     ) from None
-            assert process.stdout is not None
-            with process.stdout as stdout:
-                try:
-                    output, limit = self._read(process, stdout)
-                finally:
-                    _end(process)
+                assert process.stdout is not None
+                with process.stdout as stdout:
+                    try:
+                        output, limit = self._read(process, stdout)
+                    finally:
+                        _end(process)
         if limit is not None:
             return Verdict(False, 0.0, limit)
         status = process.returncode
