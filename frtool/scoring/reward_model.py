@@ -111,6 +111,17 @@ class RewardModelScorer:
             jobs = self._pass(jobs, nodes, values)
         return values
 
+    def warm(self, nodes: Sequence[Node], tree: SearchTree) -> None:
+        """Read the question, and the paths to nodes that were scored in another process, at nobody's cost."""
+        spend, tokens = self.spend, self.tokens
+        self.spend = lambda tokens: None
+        try:
+            if self._root is None and not self._held:
+                self._read_question()
+            self.score(nodes, [], tree)
+        finally:
+            self.spend, self.tokens = spend, tokens
+
     def clear(self) -> None:
         """Free everything, the question too, and leave the pool."""
         if self in self._pool.holders:

@@ -323,6 +323,24 @@ def test_a_pool_that_holds_almost_nothing_gives_the_same_values(loaded_for: Call
     assert tight.allocator.free_blocks == tight.allocator.num_blocks
 
 
+def test_a_search_that_goes_on_pays_only_for_what_is_new(loaded_for: Callable[[str], Any]) -> None:
+    preset = find_preset("qwen2.5-math-prm", "")
+    first = RewardModelScorer(loaded_for(preset.name), preset, QUESTION, num_blocks=512, block_size=4)
+    grown = Grown(first)
+    parents = [node for node in grown.nodes if node.children]
+    last = [node for node in grown.nodes if not node.children]
+    spent: list[int] = []
+    again = RewardModelScorer(
+        loaded_for(preset.name), preset, QUESTION, spend=spent.append, num_blocks=512, block_size=4
+    )
+    again.warm([node for node in parents if node in {child.parent for child in last}], grown.tree)
+    assert not spent
+    values = again.score(last, [], grown.tree)
+    assert values == [node.reward for node in last]
+    layouts = [len(first._layout.ids(texts(node))) for node in last]
+    assert 0 < sum(spent) == again.tokens < sum(layouts) / 2
+
+
 def test_a_path_that_no_pool_holds_ends_the_search_for_memory(loaded_for: Callable[[str], Any]) -> None:
     preset = find_preset("math-psa", "")
     scorer = RewardModelScorer(loaded_for(preset.name), preset, QUESTION, num_blocks=8, block_size=4)
