@@ -14,10 +14,14 @@ import typer
 from frtool.errors import FrtoolError, UsageError
 from frtool.view.safe import safe_json, safe_line
 
+from .bench_decode import decode, parse_batch_sizes
+
 if TYPE_CHECKING:
     from frtool.bench.attention import AttentionReport
 
 app = typer.Typer(help="Measure the parts of frtool on this machine.", invoke_without_command=True)
+
+app.command("decode")(decode)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -85,7 +89,7 @@ def attention(
         from frtool.view.chart import check_chart
 
         check_chart()
-    sizes = None if batch_sizes is None else _batch_sizes(batch_sizes)
+    sizes = None if batch_sizes is None else parse_batch_sizes(batch_sizes)
     from frtool.bench.attention import run
     from frtool.models.devices import choose_device
 
@@ -117,16 +121,6 @@ def attention(
     if plot is not None:
         _plot(report, plot)
     return 0
-
-
-def _batch_sizes(text: str) -> list[int]:
-    try:
-        sizes = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--batch-sizes `{text}` is no list of numbers", hint="write it like 1,16,64") from None
-    if min(sizes) < 1:
-        raise UsageError(f"--batch-sizes has {min(sizes)}, but every size must be at least 1")
-    return sizes
 
 
 def _plot(report: AttentionReport, folder: Path) -> None:

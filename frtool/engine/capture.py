@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from frtool.models.text import one_line
+
 from .fixed_step import Drawn, FixedStep, Outbox, Tokens
 from .readout import Readout
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from frtool.kernels.allocator import PhysicalKVAllocator
     from frtool.models.load import LoadedModel
 
+    from .compiled import CompiledLayers
     from .options import EngineOptions
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512)
@@ -52,11 +55,19 @@ class Passes:
         self._steps: dict[int, FixedStep] = {}
         self._first_draw = Readout(loaded, options)
         self._pool: Any = None
+        self._compiled: CompiledLayers | None = None
+        self.compile_reason = "" if options.compile else "not asked for"
+        """Why nothing is compiled."""
+        if options.compile:
+            self._compile()
 
     @property
     def mode(self) -> str:
         """How passes run, for people."""
-        return "captured" if self.capturing else f"eager: {self.reason}"
+        mode = "captured" if self.capturing else f"eager ({self.reason})"
+        if self._compiled is not None:
+            return f"{mode}, compiled"
+        return mode if not self._options.compile else f"{mode}, not compiled ({self.compile_reason})"
 
     @property
     def limit(self) -> int:
@@ -79,7 +90,7 @@ class Passes:
         if step.graph is not None and holds:
             step.graph.replay()
             return step.result(tokens)
-        step.compute()
+        self._compute(step)
         drawn = step.result(tokens)
         if self.capturing:
             self._record(step)
@@ -95,7 +106,28 @@ class Passes:
         return Drawn(logits, values, np.arange(count), event)
 
     def _step(self, capacity: int, logit_capacity: int | None = None) -> FixedStep:
-        return FixedStep(self._loaded, self._allocator, self._options, self._outbox, capacity, logit_capacity)
+        compiled = self._compiled if logit_capacity is None else None
+        return FixedStep(self._loaded, self._allocator, self._options, self._outbox, capacity, logit_capacity, compiled)
+
+    def _compile(self) -> None:
+        from .compiled import CompiledLayers
+
+        try:
+            self._compiled = CompiledLayers(self._loaded.model)
+        except Exception as error:  # as in `_record`
+            self.compile_reason = _first_line(error)
+
+    def _compute(self, step: FixedStep) -> None:
+        if step.compiled is not None:
+            try:
+                step.compute()
+                return
+            except Exception as error:  # as in `_record`
+                self._compiled = None
+                self.compile_reason = _first_line(error)
+                for other in self._steps.values():
+                    other.compiled = None
+        step.compute()
 
     def _record(self, step: FixedStep) -> None:
         if self._pool is None:
@@ -106,8 +138,12 @@ class Passes:
             # A model's own code may do anything here; what it computes as it is stays right.
             torch.cuda.synchronize(self._loaded.device)
             self.capturing = False
-            self.reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self.reason = _first_line(error)
             for other in self._steps.values():
                 other.graph = None
         else:
             self.recorded += 1
+
+
+def _first_line(error: Exception) -> str:
+    return one_line((str(error).strip().splitlines() or [type(error).__name__])[0], 120)

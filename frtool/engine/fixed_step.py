@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from frtool.kernels.allocator import PhysicalKVAllocator
     from frtool.models.load import LoadedModel
 
+    from .compiled import CompiledLayers
     from .options import EngineOptions
 
 _ID, _POSITION, _SLOT, _UNIFORM, _SOURCE = range(5)
@@ -107,11 +109,13 @@ class FixedStep:
         outbox: Outbox,
         capacity: int,
         logit_capacity: int | None = None,
+        compiled: CompiledLayers | None = None,
     ) -> None:
         device = loaded.device
         self.capacity = capacity
         self.allocator = allocator
         self.graph: Any = None
+        self.compiled = compiled
         self._model = loaded.model
         self._outbox = outbox
         self._logit_capacity = logit_capacity
@@ -167,7 +171,8 @@ class FixedStep:
         uniforms = inputs[_UNIFORM].view(torch.float64).float()
         batch = TreeBatch(self.allocator, self._plan, inputs[_SLOT], self._outputs)
         chosen = 0 if self._logit_capacity is None else self._rows
-        logits = model_logits(self._model, ids, inputs[_POSITION], batch, chosen)
+        with nullcontext() if self.compiled is None else self.compiled.active():
+            logits = model_logits(self._model, ids, inputs[_POSITION], batch, chosen)
         count = len(logits)
         room = outbox.room(logits).copy_(logits)
         del logits

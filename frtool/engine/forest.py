@@ -24,6 +24,7 @@ from .steps import Detokenizer
 if TYPE_CHECKING:
     from frtool.models.load import LoadedModel
 
+    from .capture import Passes
     from .root import Root
 
 # After a delimiter: the path ends there if the model gives the end tokens more than this.
@@ -63,8 +64,18 @@ class Forest:
         self._flight: Flight | None = None
         self._end_ids = loaded.eos_ids
         self._reader = Reader(loaded, options)
-        self._batch = DecodeBatch(loaded, self.allocator, max(2 * options.batch, 8))
+        self.batch = DecodeBatch(loaded, self.allocator, max(2 * options.batch, 8))
         self._pipeline = make_pipeline(self)
+
+    @property
+    def passes(self) -> Passes | None:
+        """What runs the decode passes where they are pipelined."""
+        return None if self._pipeline is None else self._pipeline.passes
+
+    @property
+    def mode(self) -> str:
+        """How decode passes run, for people."""
+        return "eager" if self.passes is None else self.passes.mode
 
     @property
     def outstanding(self) -> int:
@@ -99,7 +110,7 @@ class Forest:
         else:
             branch, read = self.allocator.fork(source, alike).branch_id, alike
         try:
-            node = read_prompt(root, branch, prompt, read, self._batch, self.options.prefill_chunk)
+            node = read_prompt(root, branch, prompt, read, self.batch, self.options.prefill_chunk)
         except BaseException:
             self.allocator.free_branch(branch)
             raise
@@ -245,7 +256,7 @@ class Forest:
         logit_rows = [last for _, last in growing] + [last - query for _, last in sealed]
         if query:
             logit_rows += [last for _, last in sealed + ended]
-        logits = self._batch.forward(
+        logits = self.batch.forward(
             [row.branch_id for row, _ in feeds if row.branch_id is not None],
             [len(tokens) for _, tokens in feeds],
             list(chain.from_iterable(tokens for _, tokens in feeds)),

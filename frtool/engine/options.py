@@ -48,6 +48,8 @@ class EngineOptions:
     """Keep sampled tokens on the device and start each pass before the last is read. None: on a GPU."""
     capture: bool = True
     """Record the passes of a pipeline as CUDA graphs, where there is a GPU."""
+    compile: bool = False
+    """Compile the dense part of a pipeline's passes."""
 
     def __post_init__(self) -> None:
         for name in (

@@ -1,0 +1,292 @@
+"""`frtool bench decode`: what a step of a search costs with all its machinery, against what must be read for it."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from statistics import median
+from typing import Any
+
+import torch
+
+from frtool.engine import EngineOptions, Forest, Root
+from frtool.engine.pool import block_bytes
+from frtool.models.load import LoadedModel
+from frtool.search.protocols import Expand
+
+from .decode_baselines import BASELINES, Skipped
+
+_WARM = 4
+"""Polls before anything is timed, at least."""
+_NEVER = "\0"
+"""A delimiter that no token has in its text."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRow:
+    """One batch size. Milliseconds are of a step: one token more on every branch."""
+
+    batch: int
+    step_ms: float
+    tokens_per_second: float
+    roofline_ms: float
+    """Weights and distinct KV at the bandwidth of a copy."""
+    host_ms: float
+    """On a GPU: the step without its pass, when the device waits for the host. On a CPU: outside the forward pass."""
+    work_ms: float
+    """What the host computes in a step, whether the device waits for it or not."""
+    peak_bytes: int | None
+    """Of the device's memory, as its allocator counts it; None on a CPU."""
+    least_bytes: int
+    """Weights and distinct KV."""
+    graphs: int
+    mode: str
+    peers_ms: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        return self.step_ms / self.roofline_ms
+
+    @property
+    def host_share(self) -> float:
+        return self.host_ms / self.step_ms
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeReport:
+    """What was measured, and on what."""
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    bandwidth: float
+    """Bytes a second of a large copy, read and written."""
+    rows: list[DecodeRow]
+    notes: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        rows = [asdict(row) | {"ratio": row.ratio, "host_share": row.host_share} for row in self.rows]
+        return {
+            "machine": self.machine,
+            "settings": self.settings,
+            "bandwidth": self.bandwidth,
+            "rows": rows,
+            "notes": self.notes,
+        }
+
+
+def run(
+    loaded: LoadedModel,
+    batch_sizes: Sequence[int],
+    *,
+    prefix: int,
+    suffix: int,
+    steps: int,
+    compile: bool = False,
+    capture: bool = True,
+    baselines: Sequence[str] = (),
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> DecodeReport:
+    """Measure `steps` decode steps around `suffix` private tokens a branch behind a shared prompt of `prefix` tokens.
+
+    Every figure is that of a whole `Forest.poll`. Raises ValueError for an unknown baseline or a model whose positions
+    do not reach that far.
+    """
+    unknown = [name for name in baselines if name not in BASELINES]
+    if unknown:
+        raise ValueError(f"unknown baseline {unknown[0]}; choose from {', '.join(BASELINES)}, none")
+    longest = prefix + suffix + steps
+    if longest >= loaded.max_positions:
+        raise ValueError(f"{longest} tokens are more than the {loaded.max_positions} positions of {loaded.name}")
+    loaded = replace(loaded, eos_ids=frozenset(), reward_tokens=None)  # so that every branch goes on
+    bandwidth = copy_bandwidth(loaded.device)
+    rows, notes = [], []
+    for batch in batch_sizes:
+        on_progress(f"{batch} branches")
+        row = _measure(loaded, batch, prefix, suffix, steps, bandwidth, compile=compile, capture=capture)
+        peers: dict[str, float | None] = {}
+        for name in baselines:
+            on_progress(f"{batch} branches, {name}")
+            try:
+                peers[name] = 1e3 * BASELINES[name](loaded, batch, prefix, suffix, steps)
+            except Skipped as reason:
+                peers[name] = None
+                note = f"{name}: {reason}"
+                if note not in notes:
+                    notes.append(note)
+        rows.append(replace(row, peers_ms=peers))
+    settings = {
+        "model": loaded.name,
+        "weights": loaded.source if loaded.source == "random weights" else "its own",
+        "parameters": loaded.parameters,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "prefix": prefix,
+        "suffix": suffix,
+        "steps": steps,
+        "compile": compile,
+    }
+    return DecodeReport(describe_machine(loaded.device), settings, bandwidth, rows, notes)
+
+
+def _measure(
+    loaded: LoadedModel, batch: int, prefix: int, suffix: int, steps: int, bandwidth: float, **options: bool
+) -> DecodeRow:
+    on_gpu = loaded.device.type == "cuda"
+    private = suffix + steps
+    gc.collect()  # the pool and the graphs of the batch size before
+    size = 16 if on_gpu else 4
+    settings = EngineOptions(
+        batch=batch,
+        max_step_tokens=private + _WARM,
+        delimiter=_NEVER,
+        block_size=size,
+        num_blocks=-(-prefix // size) + batch * (-(-(private + _WARM) // size) + 2),
+        **options,
+    )
+    if on_gpu:
+        torch.cuda.synchronize(loaded.device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(loaded.device)
+    forest = Forest(loaded, settings, prefix)
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(min(loaded.vocab_size, 1 << 15), (prefix,), generator=generator).tolist()
+    root = Root(forest, prompt)
+    for ordinal in range(batch):
+        root.submit(Expand("0", ordinal))
+    clock = _Clock(forest)
+    for _ in range(max(suffix - steps // 2, _WARM)):
+        forest.poll()
+    clock.start()
+    times = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        forest.poll()
+        times.append(time.perf_counter() - started)
+    step, device, work = median(times), *clock.stop()
+    # What a poll must read: each weight once, the rows of an untied embedding apart, and each stored token once.
+    least = weight_bytes(loaded) + (prefix + batch * suffix) * block_bytes(loaded, 1)
+    row = DecodeRow(
+        batch=batch,
+        step_ms=1e3 * step,
+        tokens_per_second=batch / step,
+        roofline_ms=1e3 * (least - _unread_bytes(loaded)) / bandwidth,
+        host_ms=1e3 * max(step - device, 0.0),
+        work_ms=1e3 * work,
+        peak_bytes=torch.cuda.max_memory_allocated(loaded.device) if on_gpu else None,
+        least_bytes=least,
+        graphs=forest.passes.recorded if forest.passes is not None else 0,
+        mode=forest.mode,
+    )
+    root.close()
+    forest.allocator.check()
+    return row
+
+
+class _Clock:
+    """Splits polls into what the device computes and what the host does."""
+
+    def __init__(self, forest: Forest) -> None:
+        self._waited = 0.0
+        self._busy: list[float] = []
+        self._marks: list[tuple[Any, Any]] = []
+        self._count = 0
+        if forest.passes is not None:
+            self._inner = forest.passes.launch
+            forest.passes.launch = self._launch  # type: ignore[method-assign]
+        else:
+            self._forward = forest.batch.forward
+            forest.batch.forward = self._timed  # type: ignore[method-assign]
+        self._pipelined = forest.passes is not None
+        self._on_gpu = forest.loaded.device.type == "cuda"
+
+    def start(self) -> None:
+        self._waited, self._count = 0.0, 0
+        self._busy.clear()
+        self._marks.clear()
+        self._began = time.perf_counter()
+
+    def stop(self) -> tuple[float, float]:
+        """Seconds a step: of the device's pass, and of the host's own work."""
+        spent = (time.perf_counter() - self._began) / max(self._count, 1)
+        if self._on_gpu:
+            torch.cuda.synchronize()
+            self._busy = [first.elapsed_time(last) / 1e3 for first, last in self._marks]
+        busy = median(self._busy) if self._busy else 0.0
+        return busy, spent - (self._waited / max(self._count, 1) if self._pipelined else busy)
+
+    def _launch(self, tokens: Any) -> Any:
+        self._count += 1
+        if self._on_gpu:
+            marks = tuple(torch.cuda.Event(enable_timing=True) for _ in range(2))
+            marks[0].record()
+            drawn = self._inner(tokens)
+            marks[1].record()
+            self._marks.append(marks)  # type: ignore[arg-type]
+        else:
+            drawn = self._inner(tokens)
+        wait = drawn.wait
+
+        def timed() -> Any:
+            started = time.perf_counter()
+            values = wait()
+            self._waited += time.perf_counter() - started
+            return values
+
+        drawn.wait = timed
+        return drawn
+
+    def _timed(self, *arguments: Any) -> torch.Tensor:
+        self._count += 1
+        started = time.perf_counter()
+        logits: torch.Tensor = self._forward(*arguments)
+        self._busy.append(time.perf_counter() - started)
+        return logits
+
+
+def weight_bytes(loaded: LoadedModel) -> int:
+    """Bytes of all weights, tied ones once."""
+    return loaded.parameters * loaded.dtype.itemsize
+
+
+def _unread_bytes(loaded: LoadedModel) -> int:
+    """Of weights that a step does not read: an input embedding that is not the output's too."""
+    config = loaded.model.config.get_text_config(decoder=True)
+    if config.tie_word_embeddings:
+        return 0
+    return int(loaded.model.get_input_embeddings().weight.numel() * loaded.dtype.itemsize)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second, read and written, of a copy too large for any cache."""
+    size = 1 << 30 if device.type == "cuda" else 1 << 27
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(6):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        target.copy_(source)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return 2 * size / min(times)
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What the figures were taken on."""
+    import platform
+
+    import transformers
+
+    from frtool.doctor.machine import processor
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return {
+        "name": name,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

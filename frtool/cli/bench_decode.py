@@ -1,0 +1,131 @@
+"""`frtool bench decode`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from frtool.errors import FrtoolError, UsageError
+from frtool.view.safe import safe_json, safe_line
+
+if TYPE_CHECKING:
+    import torch
+
+    from frtool.models.load import LoadedModel
+
+_SHAPES = ("llama-3.2-1b", "llama-3.1-8b", "smollm2-135m", "embedded")
+
+
+def decode(
+    model: Annotated[str | None, typer.Option(help="A model: directory, FILE.gguf or hub id.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help=f"Or a shape with random weights: {', '.join(_SHAPES)}; default by the machine.")
+    ] = None,
+    batch_sizes: Annotated[
+        str | None, typer.Option("--batch-sizes", metavar="N,N,…", help="Branches; default by the machine.")
+    ] = None,
+    prefix: Annotated[int | None, typer.Option(help="Tokens that the branches share; default by the machine.")] = None,
+    suffix: Annotated[int | None, typer.Option(help="Tokens that each branch has to itself.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps that are timed.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default by the machine.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the dense part (GPU).")] = False,
+    baseline: Annotated[str, typer.Option(metavar="NAME,…", help="Beside it: hf, llamacpp, or none.")] = "none",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default the best there is.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw a chart there; needs matplotlib.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> int:
+    """A decode step of a search against its roofline and other libraries."""
+    if model is not None and shape is not None:
+        raise UsageError("--model and --shape name two models", hint="leave one of them out")
+    if shape is not None and shape not in _SHAPES:
+        raise UsageError(f"--shape `{shape}` is unknown", hint=f"choose from {', '.join(_SHAPES)}")
+    for name, value in {"prefix": prefix, "suffix": suffix, "steps": steps}.items():
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} is {value}, but must be at least 1")
+    sizes = None if batch_sizes is None else parse_batch_sizes(batch_sizes)
+    baselines = [] if baseline == "none" else [name.strip() for name in baseline.split(",")]
+    from frtool.bench.decode import run
+    from frtool.models.devices import choose_device
+
+    target = choose_device(device)
+    on_gpu = target.type == "cuda"
+    if model is None and shape is None:
+        shape = "llama-3.2-1b" if on_gpu else "embedded"
+    loaded = _load(model, shape, target, dtype)
+    small = not on_gpu or loaded.is_embedded
+    try:
+        report = run(
+            loaded,
+            sizes or ([1, 64, 256] if on_gpu else [1, 8, 64]),
+            prefix=prefix or (min(512, loaded.max_positions // 2) if small else 2048),
+            suffix=suffix or (32 if small else 64),
+            steps=steps or (16 if small else 32),
+            compile=compile,
+            baselines=baselines,
+            on_progress=_progress,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    _progress("")
+    if json:
+        print(safe_json(report.to_dict()))
+    else:
+        from rich.console import Console
+
+        from frtool.bench.decode_report import decode_table
+
+        wide = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+        wide.print(decode_table(report))
+        for note in report.notes:
+            wide.print(safe_line(note), markup=False)
+    if plot is not None:
+        _plot(report, plot)
+    return 0
+
+
+def parse_batch_sizes(text: str) -> list[int]:
+    """`1,16,64` as numbers. Raises UsageError."""
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--batch-sizes `{text}` is no list of numbers", hint="write it like 1,16,64") from None
+    if min(sizes) < 1:
+        raise UsageError(f"--batch-sizes has {min(sizes)}, but every size must be at least 1")
+    return sizes
+
+
+def _load(model: str | None, shape: str | None, device: torch.device, dtype: str | None) -> LoadedModel:
+    from frtool.models.load import load_model
+
+    if shape is None or shape == "embedded":
+        return load_model(model or "embedded", device=device, dtype=dtype, on_progress=_progress)
+    from frtool.bench.decode_models import parameter_count, random_model
+    from frtool.models.devices import choose_dtype, set_threads
+    from frtool.models.memory import require_memory
+
+    parameters = parameter_count(shape)
+    chosen = choose_dtype(dtype, device, parameters)
+    require_memory(shape, parameters * chosen.itemsize, device)
+    _progress(f"making {shape} with random weights")
+    set_threads(parameters)
+    return random_model(shape, device, chosen)
+
+
+def _plot(report: Any, folder: Path) -> None:
+    from frtool.bench.decode_report import draw_chart
+
+    try:
+        paths = draw_chart(report, folder)
+    except ImportError:
+        raise FrtoolError("--plot needs matplotlib", hint='install it: pip install "flash-frtool[plot]"') from None
+    for path in paths:
+        print(f"wrote {safe_line(str(path))}", file=sys.stderr)
+
+
+def _progress(line: str) -> None:
+    """On a terminal each line takes the place of the last; elsewhere they would only fill a log."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"\r{safe_line(line, 70):<72}", end="\r", file=sys.stderr, flush=True)
