@@ -89,7 +89,6 @@ class LineSource:
             self._begun = True
             if b"\0" in data:
                 raise UsageError(f"{self.name} holds no text, but problems stand there, one a line")
-            data = data.removeprefix(b"\xef\xbb\xbf")
         self._ended = not data
         self._buffer += data
         return True
@@ -108,6 +107,8 @@ class LineSource:
             data = bytes(self._buffer[:end] if end >= 0 else self._buffer)
             del self._buffer[: end + 1 if end >= 0 else len(data)]
             self._searched, skipped, self._skips = 0, self._skips, False
+            if not self._number:
+                data = data.removeprefix(b"\xef\xbb\xbf")
             self._number += 1
             if skipped or len(data) > MAX_LINE_BYTES:
                 return Line(self._number, "", f"the line is longer than {MAX_LINE_BYTES:,} bytes")
