@@ -74,6 +74,8 @@ class SearchConfig:
     """Bytes for the KV pool; None takes a share of the memory that is free."""
     block_size: int | None = None
     """Tokens of a KV block; None leaves it to the engine."""
+    compile: bool = False
+    """Compile the dense part of the model, on a GPU."""
     offline: bool = False
     trust_remote_code: bool = False
 

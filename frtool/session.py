@@ -103,4 +103,4 @@ class Session:
 
     def model_record(self) -> dict[str, Any]:
         """What the trace says of the model and of what it runs on."""
-        return self._equipment.model_record(self._problem, self.scorer)
+        return self._equipment.model_record(self._problem, self.scorer, self.engine.forest.mode)

@@ -87,6 +87,9 @@ def evaluate(
         str | None,
         typer.Option("--kv-memory", metavar="SIZE", help="Of the KV cache, such as 2GiB.", rich_help_panel=_ENGINE),
     ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the model's dense part (GPU).", rich_help_panel=_ENGINE)
+    ] = False,
     offline: Annotated[
         bool, typer.Option("--offline", help="Use the local model cache only.", rich_help_panel=_ENGINE)
     ] = False,
@@ -150,6 +153,7 @@ def evaluate(
             device=device,
             dtype=dtype,
             kv_memory=None if kv_memory is None else size(kv_memory, "--kv-memory"),
+            compile=compile,
             offline=offline,
             trust_remote_code=trust_remote_code,
         ).resolved(),

@@ -180,6 +180,9 @@ def search(
     block_size: Annotated[
         int | None, typer.Option("--block-size", help="Tokens of a KV block.", rich_help_panel=_ENGINE)
     ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the model's dense part (GPU).", rich_help_panel=_ENGINE)
+    ] = False,
     offline: Annotated[
         bool, typer.Option("--offline", help="Use the local model cache only.", rich_help_panel=_ENGINE)
     ] = False,
@@ -270,6 +273,7 @@ def search(
             dtype=dtype,
             kv_memory=None if kv_memory is None else size(kv_memory, "--kv-memory"),
             block_size=block_size,
+            compile=compile,
             offline=offline,
             trust_remote_code=trust_remote_code,
         )

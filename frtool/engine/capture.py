@@ -96,6 +96,18 @@ class Passes:
             self._record(step)
         return drawn
 
+    @torch.inference_mode()
+    def rehearse(self) -> None:
+        """Run a pass of one token, so that `mode` tells from the start whether passes can be recorded."""
+        if not (self.capturing or self._compiled is not None) or not self._allocator.free_blocks:
+            return
+        branch = self._allocator.alloc_branch(1).branch_id
+        try:
+            nothing = np.full(1, 0.5, np.float32)
+            self.launch(Tokens([branch], [1], [0], [-1], np.zeros(1, np.int64), nothing)).wait()
+        finally:
+            self._allocator.free_branch(branch)
+
     def draw(self, logits: torch.Tensor, uniforms: npt.NDArray[np.float32]) -> Drawn:
         """Sample from the logits [n, vocab] of kept nodes. Token i is source number `limit + i` for the next pass."""
         count, rows = len(logits), self.limit

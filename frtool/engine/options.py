@@ -99,6 +99,7 @@ class EngineOptions:
             expected_tokens=_expected_tokens(config),
             block_size=config.block_size,
             read_rewards=reads_rewards,
+            compile=config.compile,
         )
 
 

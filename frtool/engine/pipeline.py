@@ -267,4 +267,8 @@ def make_pipeline(forest: Forest) -> Pipeline | None:
     """The loop for a GPU, or where the options ask for it; None for the plain one."""
     options, loaded = forest.options, forest.loaded
     wanted = loaded.device.type == "cuda" if options.pipeline is None else options.pipeline
-    return Pipeline(forest, Passes(loaded, forest.allocator, options)) if wanted else None
+    if not wanted:
+        return None
+    passes = Passes(loaded, forest.allocator, options)
+    passes.rehearse()
+    return Pipeline(forest, passes)

@@ -126,8 +126,8 @@ class Equipment:
         reads = self._takes_own_rewards() if custom is None else getattr(custom, "reads_rewards", False)
         return EngineOptions.from_config(self.config, self.algorithm(), reads_rewards=reads)
 
-    def model_record(self, problem: Problem, scorer: Scorer) -> dict[str, Any]:
-        """What the trace says of the model and of what it runs on."""
+    def model_record(self, problem: Problem, scorer: Scorer, passes: str) -> dict[str, Any]:
+        """What the trace says of the model and of what it runs on. `passes`: how its forward passes run."""
         import torch
 
         from frtool.models.fingerprint import fingerprint
@@ -143,6 +143,7 @@ class Equipment:
             "device": torch.cuda.get_device_name(loaded.device) if on_gpu else "cpu",
             "attention": "triton" if on_gpu else "torch",
             "attention_why": "the Triton kernel, on a CUDA device" if on_gpu else "no CUDA device: its plan in torch",
+            "passes": passes,
             "scorer": scorer.name,
             "verifier": None if problem.verifier is None else problem.verifier.name,
             "torch": torch.__version__,

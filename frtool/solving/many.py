@@ -181,7 +181,7 @@ class Many:
             max_depth=config.max_depth,
             interrupted=self._interrupted.is_set,
             config=config.record(),
-            model=equipment.model_record(problem, scorer),
+            model=equipment.model_record(problem, scorer, self.forest.mode),
             prompt=config.prompt,
             tick_seconds=tick_seconds,
         )

@@ -73,6 +73,8 @@ def side_panel(model: TreeModel, width: int, glyphs: Glyphs) -> list[Line]:
         lines += [_heading("attention"), Line(safe_line(str(info["attention"])))]
         if info.get("attention_why"):
             lines.append(Line((safe_line(str(info["attention_why"])), DIM)))
+        if info.get("passes"):
+            lines.append(Line((safe_line(f"passes: {info['passes']}"), DIM)))
     return [line.fit(width, glyphs.more) for line in lines]
 
 
