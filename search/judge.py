@@ -8,6 +8,10 @@ from .protocols import Scorer, Step, Task, Verifier
 from .tree import Node, SearchTree
 
 
+class BadReward(ValueError):
+    """A scorer that gave what is no number in [0, 1]."""
+
+
 class Judge:
     """Sets `terminal`, `answer`, `verified` and `reward` of new nodes. Each answer is verified once."""
 
@@ -41,7 +45,7 @@ class Judge:
 
     def reward(self, fresh: Sequence[tuple[Step, Node]], tree: SearchTree) -> None:
         """Set `reward`: the verdict where the verifier steers and a path has ended, else the scorer's value, in one
-        call for all. Raises ValueError for a value outside of [0, 1]."""
+        call for all. Raises BadReward for a value outside of [0, 1]."""
         judged = []
         for step, node in fresh:
             if self._steer and node.verified is not None:
@@ -53,7 +57,7 @@ class Judge:
         for (_, node), reward in zip(judged, self._values(judged, tree), strict=True):
             if reward is not None and not -1e-6 <= reward <= 1 + 1e-6:
                 name = self._scorer.name if self._scorer is not None else "the generator"
-                raise ValueError(f"{name} gave node {node.id} the reward {reward}, outside of [0, 1]")
+                raise BadReward(f"{name} gave node {node.id} the reward {reward}, outside of [0, 1]")
             node.reward = None if reward is None else min(max(reward, 0.0), 1.0)
 
     def _values(self, judged: Sequence[tuple[Step, Node]], tree: SearchTree) -> Sequence[float | None]:

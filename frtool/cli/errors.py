@@ -40,6 +40,8 @@ def explain(error: BaseException) -> FrtoolError:
             f"out of memory: {said}" if said else "out of memory",
             hint="give the cache less with --kv-memory, or search with a smaller --batch, --max-depth or model",
         )
+    if name == "BadReward":
+        return FrtoolError(said, hint="the model that judges does not work here; try another --dtype or --scorer")
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return FrtoolError(f"{where}{error.strerror or said}")

@@ -19,6 +19,7 @@ from .pipeline import make_pipeline
 from .pool import check_blocks, make_pool
 from .prefill import read_prompt
 from .rows import Kept, Row
+from .shortage import shortage, told_as_shortage
 from .steps import Detokenizer
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Forest:
             raise UsageError(f"{loaded.name} has no process-reward tokens", hint="use --scorer logprob")
         self.loaded = loaded
         self.options = options
-        self.capacity = options.batch
+        self.capacity = self._most_rows = options.batch
         self.query = [loaded.reward_tokens.query] if options.read_rewards and loaded.reward_tokens else []
         self.detokenizer = Detokenizer(loaded.tokenizer)
         self.allocator = make_pool(loaded, prompt_tokens, options)
@@ -75,7 +76,9 @@ class Forest:
     @property
     def mode(self) -> str:
         """How decode passes run, for people."""
-        return "eager" if self.passes is None else self.passes.mode
+        if self.passes is not None:
+            return self.passes.mode
+        return "eager, not compiled (that needs a GPU)" if self.options.compile else "eager"
 
     @property
     def outstanding(self) -> int:
@@ -128,7 +131,9 @@ class Forest:
         self._admit()
         if self._pipeline is not None:
             joining, self._joining = self._joining, []
-            for row in self._pipeline.poll(joining):
+            with told_as_shortage(f"a pass of {len(self.rows)} steps"):
+                ended = self._pipeline.poll(joining)
+            for row in ended:
                 row.root.finish(row)
             return
         finished = self._collect()
@@ -156,7 +161,7 @@ class Forest:
 
     def _admit(self) -> None:
         """Let waiting steps into the batch, in order, while it has rows and the pool has blocks for them."""
-        while self.waiting and len(self.rows) < self.capacity:
+        while self.waiting and len(self.rows) < self._most_rows:
             row = self.waiting[0]
             if self.rows:  # leave a block to each that is there
                 room = row.root.holdings.blocks_to_bind(row, 1 + len(self.query)) + len(self.rows)
@@ -256,12 +261,16 @@ class Forest:
         logit_rows = [last for _, last in growing] + [last - query for _, last in sealed]
         if query:
             logit_rows += [last for _, last in sealed + ended]
-        logits = self.batch.forward(
-            [row.branch_id for row, _ in feeds if row.branch_id is not None],
-            [len(tokens) for _, tokens in feeds],
-            list(chain.from_iterable(tokens for _, tokens in feeds)),
-            logit_rows,
-        )
+        try:
+            logits = self.batch.forward(
+                [row.branch_id for row, _ in feeds if row.branch_id is not None],
+                [len(tokens) for _, tokens in feeds],
+                list(chain.from_iterable(tokens for _, tokens in feeds)),
+                logit_rows,
+            )
+        except torch.OutOfMemoryError as error:
+            self._halve(error)
+            return
         self._flight = Flight(logits, *([row for row, _ in group] for group in (growing, sealed, ended)))
         self.rows = list(self._flight.growing)
         for row, tokens in feeds:
@@ -274,6 +283,18 @@ class Forest:
                 row.root.holdings.take_back(row)
             if row.prefix:
                 row.root.holdings.restore_parent(row)
+
+    def _halve(self, error: torch.OutOfMemoryError) -> None:
+        """Go on with half as many rows after a pass that found no memory; all of them wait again and keep their tokens.
+        Raises OutOfMemory where it was one."""
+        count = len(self.rows)
+        for row in reversed(self.rows):
+            row.root.holdings.unbind(row)
+            self.waiting.appendleft(row)
+        self.rows = []
+        if count == 1:
+            raise shortage(error, f"step {self.waiting[0].name}") from None
+        self._most_rows = count // 2
 
     def _allot(self) -> list[tuple[Row, list[int]]]:
         """Make room in every branch for what it is fed next. Rows that find none go back to the queue."""

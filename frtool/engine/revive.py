@@ -14,6 +14,7 @@ from frtool.search.resume import Mismatch
 from .batch import DecodeBatch
 from .flight import nan_error
 from .rows import Kept
+from .shortage import told_as_shortage
 from .steps import StepText
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class Reviver:
             for at in range(0, len(tokens), chunk):
                 part = tokens[at : at + chunk]
                 allocator.append(branch, len(part))
-                logits = self._batch.forward([branch], [len(part)], part, [len(part) - 1])[0]
+                with told_as_shortage(f"reading node {node.id} again"):
+                    logits = self._batch.forward([branch], [len(part)], part, [len(part) - 1])[0]
             if bool(logits.isnan().any()):
                 raise nan_error(f"node {node.id}")
         except OutOfBlocks as error:

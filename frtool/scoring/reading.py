@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from frtool.engine.shortage import told_as_shortage
 from frtool.kernels.allocator import OutOfBlocks
 from frtool.search.protocols import OutOfMemory
 
@@ -55,8 +56,10 @@ def make_room(allocator: PhysicalKVAllocator, readings: list[Reading], evict: Ca
 
 
 def read_last(batch: DecodeBatch, readings: list[Reading]) -> torch.Tensor:
-    """Feed the new tokens, and return what the model gives after the last one of each path: float32 [R, …]."""
+    """Feed the new tokens, and return what the model gives after the last one of each path: float32 [R, …]. Raises
+    OutOfMemory where the device has none for it."""
     counts = [len(item.new) for item in readings]
     stops = [sum(counts[: index + 1]) - 1 for index in range(len(counts))]
     tokens = list(chain.from_iterable(item.new for item in readings))
-    return batch.forward([item.branch_id for item in readings], counts, tokens, stops)[: len(readings)]
+    with told_as_shortage(f"scoring {len(readings)} steps"):
+        return batch.forward([item.branch_id for item in readings], counts, tokens, stops)[: len(readings)]
