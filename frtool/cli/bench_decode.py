@@ -52,6 +52,8 @@ def decode(
 
     target = choose_device(device)
     on_gpu = target.type == "cuda"
+    if compile and not on_gpu:
+        raise UsageError("--compile needs a CUDA device", hint="leave it out: on a CPU a step is never compiled")
     if model is None and shape is None:
         shape = "llama-3.2-1b" if on_gpu else "embedded"
     loaded = _load(model, shape, target, dtype)
