@@ -152,6 +152,24 @@ BENCH_ATTENTION: dict[str, list[str]] = {
     "extra argument": ["now"],
 }
 
+BENCH_DECODE: dict[str, list[str]] = {
+    "no list": ["--batch-sizes", "1,x"],
+    "empty batch": ["--batch-sizes", "0"],
+    "no prefix": ["--prefix", "0"],
+    "negative suffix": ["--suffix", "-4"],
+    "no steps": ["--steps", "0"],
+    "unknown dtype": ["--dtype", "int3"],
+    "unknown baseline": ["--baseline", "magic"],
+    "unknown shape": ["--shape", "magic"],
+    "model and shape": ["--model", "embedded", "--shape", "embedded"],
+    "no such model": ["--model", "./none", "--batch-sizes", "1"],
+    "unknown device": ["--device", "abacus"],
+    "device that is not there": ["--device", "cuda:99"],
+    "compiled on a CPU": ["--compile", "--device", "cpu", "--shape", "embedded"],
+    "unknown option": ["--nonsense"],
+    "extra argument": ["now"],
+}
+
 # What is no trace, for each command that reads one.
 NO_TRACE: dict[str, list[str]] = {
     "no such file": ["none.jsonl"],
@@ -263,6 +281,7 @@ CASES: dict[tuple[str, ...], dict[str, list[str]]] = {
     ("eval",): EVAL,
     ("bench", "allocator"): BENCH_ALLOCATOR,
     ("bench", "attention"): BENCH_ATTENTION,
+    ("bench", "decode"): BENCH_DECODE,
     ("show",): SHOW,
     ("replay",): REPLAY,
     ("resume",): RESUME,
