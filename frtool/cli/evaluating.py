@@ -16,6 +16,7 @@ from frtool.errors import FrtoolError
 from frtool.eval.plan import Plan
 from frtool.eval.record import Result, ResultFile
 from frtool.eval.summary import Summary, summarise
+from frtool.files import save_text
 from frtool.threads import spin_briefly
 from frtool.view.safe import safe_json
 
@@ -69,7 +70,7 @@ def evaluate(plan: Plan, output: Output) -> int:
     rows = summarise(result for result in results if result.cell in asked)
     record = {"rows": [asdict(row) for row in rows], "plan": _plan_record(plan), "machine": _machine(loaded)}
     if output.folder is not None and rows:
-        (output.folder / "summary.json").write_text(safe_json(record, indent=2) + "\n", "utf-8")
+        save_text(output.folder / "summary.json", safe_json(record, indent=2) + "\n")
         if drawing:
             plot(rows, output.folder)
     _print(rows, record, output, stdout)

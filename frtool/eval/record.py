@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from frtool.errors import UsageError
+from frtool.files import save_text
 from frtool.view.safe import safe_json
 
 from .plan import Cell
@@ -70,7 +72,7 @@ class ResultFile:
                 if not known.exists() or json.loads(known.read_text("utf-8")) != json.loads(safe_json(settings)):
                     raise UsageError(f"the results in {folder} come from other settings", hint="pass another --out")
                 self.results = _read(self._path)
-            known.write_text(safe_json(settings, indent=2) + "\n", "utf-8")
+            save_text(known, safe_json(settings, indent=2) + "\n")
         except (OSError, ValueError) as error:
             said = getattr(error, "strerror", None) or str(error)
             raise UsageError(f"cannot write results into {folder}: {said}") from None
@@ -97,7 +99,7 @@ def _read(path: Path) -> list[Result]:
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
-        path.write_bytes(whole)
+        os.truncate(path, len(whole))
     names = {item.name for item in fields(Result)}
     try:
         records = [json.loads(line) for line in whole.decode("utf-8").splitlines()]

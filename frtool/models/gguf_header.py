@@ -129,6 +129,8 @@ class _Reader:
             for _ in range(count):
                 length = self.scalar("Q")
                 self.position += length
+                if self.position > len(self.data):
+                    raise EOFError
         else:
             for _ in range(count):
                 self.value(item)

@@ -53,7 +53,7 @@ def resolve_model(spec: str) -> ModelSource:
             return _file(path)
     except OSError as error:
         raise ModelError(f"{one_line(spec)} cannot be read: {error.strerror}") from None
-    if not spec.startswith((".", "/", "~")):
+    if not spec.startswith((".", "/", "~")) and not {".", ".."} & set(spec.split("/")):
         if match := HUB_GGUF.fullmatch(spec):
             return ModelSource("hub", Path(match[2]).stem, Path(), match[1], match[2])
         if HUB_ID.fullmatch(spec) and path.suffix not in (".gguf", ".safetensors", *PICKLE_SUFFIXES):
