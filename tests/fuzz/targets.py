@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from frtool import resume, trace
 from frtool.errors import FrtoolError, UsageError
 from frtool.models import checkpoint, gguf_header
+from frtool.replay import verify
 from frtool.scoring import preset
 from frtool.search import events
 from frtool.tasks import arithmetic, puzzle, steps
@@ -39,14 +41,19 @@ def _file(name: str, data: bytes) -> Path:
 
 
 def _trace(data: bytes) -> None:
-    from frtool.trace import TraceError, TraceReader
-
     model = TreeModel()
-    with contextlib.suppress(TraceError):
-        for event in TraceReader(_file("t.jsonl", data)):
+    path = _file("t.jsonl", data)
+    with contextlib.suppress(trace.TraceError):
+        for event in trace.TraceReader(path):
             model.apply(event)
     for node in model.walk():
         node.path()
+    with contextlib.suppress(trace.TraceError):
+        found = resume.read_trace(path)
+        if isinstance(found, resume.Unfinished):
+            assert 0 < found.keep <= len(data)
+            with contextlib.suppress(FrtoolError):
+                verify.trusted_config(path, found.record.started, trust_remote_code=False, trust_verify_command=False)
 
 
 def _prompt(data: bytes) -> None:
@@ -111,11 +118,13 @@ _TRACE_SEED = "\n".join(
     for event in (
         events.RunStarted("Make 24 from 4, 5, 6, 10", {"algorithm": "beam"}, {"name": "embedded"}, 12),
         events.Selected(["0.0", "0.1"]),
-        events.NodeAdded("0.0", "4+6=10 (5 10 10)\n", 12, -1.5, 0.5, 0.25),
+        events.NodeAdded("0.0", "4+6=10 (5 10 10)\n", 12, -1.5, 0.5, 0.25, token_ids=[7, 9], finish="step", poll=3),
         events.NodeAdded("0.1", "6+4=10 (5 10 10)\n", 12, -1.5, 0.5, 0.25, duplicate_of="0.0"),
         events.Backup("0.0", 0.25),
         events.Pruned(["0.0"], "beam"),
-        events.Tick(0.1, 24, 2, 1, 2, 16, 3, 99, 40, 60),
+        events.Tick(0.1, 24, 2, 1, 2, 16, 3, 99, 40, 60, growing={"0.2": "4"}, evicted=["0.0"]),
+        events.Resumed(0.1, 2),
+        events.NodeAdded("0.2", "4*6=24 (24)\n", 12, -1.5, 0.5, 0.25, "end", late=True),
         events.Ended("finished", "0.0", "4+6", 0.25),
     )
 )
