@@ -63,10 +63,16 @@ class Session:
         equipment.load(progress, loaded)
         scorer = equipment.scorer(problem)
         prompt_ids = equipment.prompt_ids(problem)
-        progress(f"reading the prompt ({len(prompt_ids):,} tokens)")
+        total = f"{len(prompt_ids):,} tokens"
+        progress(f"reading the prompt ({total})")
         from frtool.engine import Engine
 
-        engine = Engine(equipment.loaded, prompt_ids, equipment.engine_options())
+        engine = Engine(
+            equipment.loaded,
+            prompt_ids,
+            equipment.engine_options(),
+            on_prefill=lambda read: progress(f"reading the prompt ({read:,} of {total})"),
+        )
         attach(scorer, engine)
         return cls(equipment, problem, engine, scorer)
 

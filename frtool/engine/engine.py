@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from frtool.search.protocols import Step
@@ -21,14 +22,23 @@ class Engine(Root):
     After an exception from `poll` only `cancel`, `keep`, `drop`, `release` and `kv` work.
     """
 
-    def __init__(self, loaded: LoadedModel, prompt_ids: list[int], options: EngineOptions) -> None:
-        """Allocate the pool and read the prompt.
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        prompt_ids: list[int],
+        options: EngineOptions,
+        *,
+        on_prefill: Callable[[int], None] | None = None,
+    ) -> None:
+        """Allocate the pool and read the prompt; `on_prefill` is told how many of its tokens are read.
 
         Raises UsageError, with the numbers and before anything is allocated, for a prompt that is empty or longer than
         the model or the pool, and for rewards from a model without reward tokens; FrtoolError for NaN logits.
         """
         check_prompt(loaded, len(prompt_ids), loaded.max_positions - int(options.read_rewards))
-        super().__init__(Forest(loaded, options, len(prompt_ids)), prompt_ids)
+        forest = Forest(loaded, options, len(prompt_ids))
+        forest.on_prefill = on_prefill
+        super().__init__(forest, prompt_ids)
         self.options = options
         self.allocator = self.forest.allocator
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,8 @@ class Forest:
         self.query = [loaded.reward_tokens.query] if options.read_rewards and loaded.reward_tokens else []
         self.detokenizer = Detokenizer(loaded.tokenizer)
         self.allocator = make_pool(loaded, prompt_tokens, options)
+        self.on_prefill: Callable[[int], None] | None = None
+        """Told how many tokens of a prompt are read, chunk by chunk."""
         self.roots: list[Root] = []
         """Oldest first."""
         self.rows: list[Row] = []
@@ -113,7 +116,8 @@ class Forest:
         else:
             branch, read = self.allocator.fork(source, alike).branch_id, alike
         try:
-            node = read_prompt(root, branch, prompt, read, self.batch, self.options.prefill_chunk)
+            chunk = self.options.prefill_chunk
+            node = read_prompt(root, branch, prompt, read, self.batch, chunk, self.on_prefill)
         except BaseException:
             self.allocator.free_branch(branch)
             raise

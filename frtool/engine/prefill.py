@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,7 +34,15 @@ def check_prompt(loaded: LoadedModel, tokens: int, positions: int) -> None:
 
 
 @torch.inference_mode()
-def read_prompt(root: Root, branch: int, prompt: list[int], read: int, batch: DecodeBatch, chunk: int) -> Kept:
+def read_prompt(
+    root: Root,
+    branch: int,
+    prompt: list[int],
+    read: int,
+    batch: DecodeBatch,
+    chunk: int,
+    on_prefill: Callable[[int], None] | None = None,
+) -> Kept:
     """Run the model over the prompt, `chunk` tokens at a time, and return the node of the root.
 
     `branch` holds the first `read` tokens already, fewer than all. Raises FrtoolError for NaN.
@@ -44,6 +53,8 @@ def read_prompt(root: Root, branch: int, prompt: list[int], read: int, batch: De
         tokens = prompt[start : start + chunk]
         forest.allocator.append(branch, len(tokens))
         logits = batch.forward([branch], [len(tokens)], tokens, [len(tokens) - 1])[0]
+        if on_prefill is not None:
+            on_prefill(start + len(tokens))
     if bool(logits.isnan().any()):
         raise nan_error("the prompt")
     return Kept(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from frtool.engine import Engine, EngineOptions
 from frtool.models.load import LoadedModel
 from frtool.search.watch import Watchable
 
@@ -40,3 +41,10 @@ def test_evicted_nodes_are_named_once(tiny: LoadedModel, drive: Any) -> None:
     assert evicted
     assert set(evicted) <= set(driver.steps)
     assert driver.engine.take_evicted() == []
+
+
+def test_reading_a_long_prompt_tells_how_far_it_is(tiny: LoadedModel) -> None:
+    told: list[int] = []
+    options = EngineOptions(delimiter="\n", max_step_tokens=8, prefill_chunk=16)
+    engine = Engine(tiny, tiny.tokenizer("a" * 40)["input_ids"], options, on_prefill=told.append)
+    assert told == [16, 32, engine.prompt_tokens]
