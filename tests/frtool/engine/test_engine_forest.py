@@ -118,7 +118,7 @@ def test_a_failing_problem_does_not_stop_the_others(tiny: LoadedModel) -> None:
     events = list(run_forest(forest, [broken, breaks_later, good]))
     ends = {place: event for place, event in events if isinstance(event, Ended)}
     assert ends[0].reason == "failed: UsageError: no such puzzle"
-    assert ends[1].reason.startswith("failed: ValueError: wrong gave node")
+    assert ends[1].reason.startswith("failed: BadReward: wrong gave node")
     assert outcome([event for place, event in events if place == 2]) == lone(tiny, "beam", PROMPTS[0], 3)
 
 
