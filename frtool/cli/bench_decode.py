@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from frtool.models.load import LoadedModel
 
 _SHAPES = ("llama-3.2-1b", "llama-3.1-8b", "smollm2-135m", "embedded")
+_BASELINES = ("hf", "llamacpp")
 
 
 def decode(
@@ -47,6 +48,9 @@ def decode(
             raise UsageError(f"--{name} is {value}, but must be at least 1")
     sizes = None if batch_sizes is None else parse_batch_sizes(batch_sizes)
     baselines = [] if baseline == "none" else [name.strip() for name in baseline.split(",")]
+    for name in baselines:
+        if name not in _BASELINES:
+            raise UsageError(f"--baseline `{name}` is unknown", hint=f"choose from {', '.join(_BASELINES)}, none")
     from frtool.bench.decode import run
     from frtool.models.devices import choose_device
 

@@ -1,0 +1,95 @@
+"""`frtool bench decode`, on a model of no size."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from frtool.bench import decode_models
+from frtool.bench.decode import DecodeReport, run
+from frtool.bench.decode_models import parameter_count, random_model
+from frtool.bench.decode_report import decode_table, draw_chart
+
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture(scope="module")
+def report() -> DecodeReport:
+    decode_models.SHAPES["tiny"] = TINY
+    try:
+        loaded = random_model("tiny", torch.device("cpu"), torch.float32)
+        assert loaded.parameters == parameter_count("tiny")
+        return run(loaded, [1, 5], prefix=40, suffix=6, steps=4, baselines=("hf", "llamacpp"))
+    finally:
+        del decode_models.SHAPES["tiny"]
+
+
+def test_every_step_has_a_time_and_a_roofline(report: DecodeReport) -> None:
+    assert [row.batch for row in report.rows] == [1, 5]
+    for row in report.rows:
+        assert row.step_ms > row.host_ms >= 0
+        assert row.tokens_per_second == pytest.approx(1e3 * row.batch / row.step_ms)
+        assert row.ratio == row.step_ms / row.roofline_ms
+    token = 2 * 2 * 2 * 8 * 4
+    assert report.rows[1].least_bytes - report.rows[0].least_bytes == 4 * 6 * token
+    unread = 64 * 32 * 4  # the input embedding
+    assert report.rows[0].roofline_ms == pytest.approx(1e3 * (report.rows[0].least_bytes - unread) / report.bandwidth)
+
+
+def test_hugging_face_stands_beside_it_and_what_cannot_run_says_why(report: DecodeReport) -> None:
+    assert all(row.peers_ms["hf"] for row in report.rows)
+    assert all(row.peers_ms["llamacpp"] is None for row in report.rows)
+    assert [note for note in report.notes if note.startswith("llamacpp: ")]
+
+
+def test_the_report_prints_and_draws(report: DecodeReport, tmp_path: Path) -> None:
+    buffer = io.StringIO()
+    Console(file=buffer, width=160).print(decode_table(report))
+    assert "roofline" in buffer.getvalue()
+    assert json.loads(json.dumps(report.to_dict()))["rows"][1]["batch"] == 5
+    pytest.importorskip("matplotlib")
+    assert [path.stat().st_size > 0 for path in draw_chart(report, tmp_path)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "gpt-5"], "--shape `gpt-5` is unknown"),
+        (["--shape", "embedded", "--model", "x"], "--model and --shape name two models"),
+        (["--steps", "0"], "--steps is 0"),
+        (["--batch-sizes", "1,x"], "no list of numbers"),
+        (["--baseline", "vllm"], "--baseline `vllm` is unknown"),
+        (["--prefix", "9999"], "are more than the"),
+    ],
+)
+def test_a_call_that_cannot_work_is_one_line(arguments: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "frtool", "bench", "decode", "--device", "cpu", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("shape", ["llama-3.2-1b", "llama-3.1-8b", "smollm2-135m"])
+def test_the_shapes_have_the_sizes_in_their_names(shape: str) -> None:
+    published = {"llama-3.2-1b": 1_235_814_400, "llama-3.1-8b": 8_030_261_248, "smollm2-135m": 134_515_008}
+    assert parameter_count(shape) == published[shape]
