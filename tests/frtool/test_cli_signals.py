@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import time
@@ -113,6 +114,28 @@ def test_a_closed_stdout_is_quiet(fake_cli):
     status, _, err = search.result()
     assert status == 1
     assert err == ""
+
+
+def test_a_terminal_that_hangs_up_ends_the_search_in_order(fake_cli, trace):
+    ours, theirs = pty.openpty()
+    search = Running(fake_cli, "slow", "--trace", str(trace), stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    search.wait_for(trace, 20)
+    os.close(ours)
+    search.process.send_signal(signal.SIGHUP)  # as the kernel does to the session of a terminal that goes
+    assert search.process.wait(20) in (128 + signal.SIGHUP, 1)
+    assert ended(trace).reason == "interrupted"
+    assert ended(trace).answer is not None
+
+
+def test_a_terminal_that_vanishes_without_a_word_lets_the_search_end(fake_cli, trace):
+    ours, theirs = pty.openpty()
+    search = Running(fake_cli, "x", "--trace", str(trace), stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    search.wait_for(trace, 1)
+    os.close(ours)
+    assert search.process.wait(20) == 1
+    assert ended(trace).answer is not None
 
 
 def test_a_vanished_stderr_does_not_stop_the_search(fake_cli, trace):
