@@ -6,8 +6,9 @@ import os
 
 
 def spin_briefly() -> None:
-    """Keep idle threads from spinning for long: they stall where other programs use the cores too.
+    """Let idle threads spin for a few milliseconds, from one operation to the next of a pass, and then sleep.
 
-    Works only before torch is imported; a GOMP_SPINCOUNT that is set already stays.
+    Asleep, they cost every operation a wake-up; spinning longer, they take time from other programs. Works only before
+    torch is imported; a GOMP_SPINCOUNT that is set already stays.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "100000")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from frtool.search.protocols import OutOfMemory
 from .batch import DecodeBatch
 from .flight import Flight, Reader, Readings
 from .options import EngineOptions
+from .pace import Pace, may_change_threads
 from .pipeline import make_pipeline
 from .pool import check_blocks, make_pool
 from .prefill import read_prompt
@@ -70,6 +72,7 @@ class Forest:
         self._reader = Reader(loaded, options)
         self.batch = DecodeBatch(loaded, self.allocator, max(2 * options.batch, 8))
         self._pipeline = make_pipeline(self)
+        self._pace = Pace(torch.get_num_threads()) if may_change_threads(loaded) else None
 
     @property
     def passes(self) -> Passes | None:
@@ -140,12 +143,13 @@ class Forest:
             for row in ended:
                 row.root.finish(row)
             return
-        finished = self._collect()
-        try:
-            self._launch()
-        except OutOfMemory:
-            if not finished:
-                raise
+        with self._pace or nullcontext():
+            finished = self._collect()
+            try:
+                self._launch()
+            except OutOfMemory:
+                if not finished:
+                    raise
         for row in finished:
             row.root.finish(row)
 

@@ -20,6 +20,8 @@ DTYPES = {
 }
 # Below this many parameters dispatch costs a CPU as much as arithmetic, and rounding to bf16 changes what is said.
 _FEW_PARAMETERS = 50_000_000
+# Parameters that are worth a thread.
+_THREAD_PARAMETERS = 10_000_000
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
@@ -78,14 +80,13 @@ def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def set_threads(parameters: int | None = None) -> int:
-    """Give torch the usable cores, or one for a model of few `parameters`; OMP_NUM_THREADS wins over both.
+    """Give torch the usable cores, fewer for a model of few `parameters`; OMP_NUM_THREADS wins over both.
 
-    A small model's products are over before a second thread has gained anything, and where another program has the
-    second core they wait for it: 4 to 6 times slower was measured on two busy cores. Returns the threads in use.
+    A small model's products are over before many threads have shared them out. Returns the threads in use.
     """
     if not os.environ.get("OMP_NUM_THREADS"):
-        small = parameters is not None and parameters < _FEW_PARAMETERS
-        torch.set_num_threads(1 if small else usable_cores())
+        cores = usable_cores()
+        torch.set_num_threads(cores if parameters is None else min(cores, max(2, parameters // _THREAD_PARAMETERS)))
     return torch.get_num_threads()
 
 

@@ -1,0 +1,109 @@
+"""How many threads a CPU computes with, while other programs come and go."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+
+from frtool.models.packed import PackedLinear, can_pack
+
+if TYPE_CHECKING:
+    from frtool.models.load import LoadedModel
+
+# The main thread of a pass computes or waits for the others, spinning. Where it runs for less than this share of the
+# time, other programs have its core or theirs.
+_LEAST_SHARE = 0.8
+# Seconds of passes that are judged together, and of the first pause before all threads are tried again, and the last.
+_WINDOW = 0.03
+_FIRST_PAUSE = 1.0
+_LAST_PAUSE = 16.0
+
+
+class Pace:
+    """A context around each pass: halves torch's threads where their cores are taken, and tries all again later.
+
+    Threads that wait for one without a core make every operation wait for the scheduler: on two cores that another
+    program used, two threads took 2 to 6 times as long as one. Results must not depend on the number of threads.
+    """
+
+    def __init__(
+        self,
+        threads: int,
+        set_threads: Callable[[int], None] = torch.set_num_threads,
+        clock: Callable[[], float] = time.perf_counter,
+        running: Callable[[], float] = time.thread_time,
+    ) -> None:
+        """`threads` are the most; `running` counts the seconds that the calling thread was on a core."""
+        self.threads = self._most = threads
+        self._set, self._clock, self._running = set_threads, clock, running
+        self._pause = _FIRST_PAUSE
+        self._retry = 0.0
+        self._begin = (0.0, 0.0)
+        self._wall = self._ran = 0.0
+
+    def __enter__(self) -> Pace:
+        if self.threads < self._most and self._clock() >= self._retry:
+            self._change(self._most)
+        self._begin = self._clock(), self._running()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        now = self._clock()
+        self._wall += now - self._begin[0]
+        self._ran += self._running() - self._begin[1]
+        if self._wall < _WINDOW:
+            return
+        crowded = self._ran < _LEAST_SHARE * self._wall
+        self._wall = self._ran = 0.0
+        if self.threads == 1:
+            return
+        if crowded:
+            self._retry = now + self._pause
+            self._pause = min(2 * self._pause, _LAST_PAUSE)
+            self._change(self.threads // 2)
+        elif self.threads == self._most:
+            self._pause = _FIRST_PAUSE
+
+    def _change(self, threads: int) -> None:
+        self._wall = self._ran = 0.0
+        self.threads = threads
+        self._set(threads)
+
+
+def may_change_threads(loaded: LoadedModel) -> bool:
+    """Whether nobody has fixed the threads of this model, and its products are the same bits for every number."""
+    threads = torch.get_num_threads()
+    if threads == 1 or os.environ.get("OMP_NUM_THREADS") or not can_pack(loaded.device, loaded.dtype):
+        return False
+    return _agree(threads, loaded.dtype, loaded.head_dim)
+
+
+@lru_cache
+@torch.inference_mode()
+def _agree(threads: int, dtype: torch.dtype, dim: int) -> bool:
+    """Products of a layer and of attention, with all threads and with as few as a pace may come to."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 1100, generator=generator).to(dtype)
+    layer = torch.nn.Linear(1100, 600, bias=False, dtype=dtype)
+    torch.nn.init.normal_(layer.weight, 0, 1 / 32, generator=generator)
+    packed = PackedLinear(layer)
+    q, k = (torch.randn(2 * threads, rows, dim, generator=generator) for rows in (32, 64))
+    results = []
+    count = threads
+    try:
+        while count:
+            torch.set_num_threads(count)
+            scores = torch.bmm(q, k.transpose(1, 2))
+            results.append((packed(x), scores, torch.bmm(scores, k), torch.softmax(scores, -1)))
+            count //= 2
+    finally:
+        torch.set_num_threads(threads)
+    return all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
