@@ -1,8 +1,8 @@
 """The same tree attention from torch's batched matrix products: the CPU's path.
 
 Each query's keys are cut into chunks at absolute positions (see `tiles`). A tile of queries over one chunk gives, per
-query and head, a softmax-weighted mean of V and the logarithm of its weight; a query's means are then summed in the
-order of position, weighted by a softmax over those logarithms (and the sink). Computed in fp32 whatever the cache
+query and head, a softmax-weighted mean of V and the logarithm of its weight; a query's means are then summed by
+position, weighted by a softmax over those logarithms (and the sink). Computed in fp32 whatever the cache
 holds. Results are the same bits whatever else is in the batch, in whatever order and however it is shared, because
 every step works on rows by themselves; for the matrix products, where that takes enough rows, `_least_rows` tests it.
 """
@@ -54,7 +54,7 @@ class _Batch:
     q_rows: torch.Tensor
     """int64 `[n * Hk * M]` into the slab's queries, (query, head) after (query, head)."""
     kv_rows: torch.Tensor
-    """int64 `[n * Hk * C]` into a layer of the cache, (slot, kv head) after (slot, kv head)."""
+    """int64 `[2 * n * Hk * C]` into the cache from a layer on, (slot, kv head) after (slot, kv head): K, then V."""
     hidden: torch.Tensor | None
     """float32 `[masked, 1, R, 1, C]`: -inf where the key must not be seen."""
     shape: tuple[int, int, int, int]
@@ -116,7 +116,7 @@ def _attend_slab(
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """queries `[t * Hq, D]` fp32, scaled. Returns `[t * Hq, D]` fp32, in scratch memory."""
+    """queries `[t * Hq, D]` fp32, scaled. Returns `[t * Hq, D]` fp32."""
     dim = queries.shape[1]
     scratch = allocator.scratch
     means = scratch("means", slab.rows + 1, dim)
@@ -130,20 +130,17 @@ def _attend_slab(
         end = begin + n * kv_heads * m
         q = scratch("q", n * kv_heads * m, dim)
         torch.index_select(queries, 0, batch.q_rows, out=q)
-        k, v = (
-            _gather(allocator, name, cache[layer], batch.kv_rows).view(n * kv_heads, CHUNK, dim)
-            for name, cache in (("k", allocator.k_cache), ("v", allocator.v_cache))
-        )
+        k, v = _gather(allocator, layer, batch.kv_rows).view(2, n * kv_heads, CHUNK, dim)
         scores = scratch("scores", n * kv_heads, m, CHUNK)
         torch.bmm(q.view(n * kv_heads, m, dim), k.transpose(1, 2), out=scores)
         if softcap is not None:
             scores.div_(softcap).tanh_().mul_(softcap)
         if batch.hidden is not None:
             scores.view(n, kv_heads, tile_queries, query_rows, CHUNK)[: len(batch.hidden)] += batch.hidden
-        weights = scratch("weights", n * kv_heads, m, CHUNK)
-        torch.softmax(scores, 2, out=weights)
+        largest = scores.amax(2)
+        weights = torch.softmax(scores, 2, out=scores)
         # The largest weight is 1 / sum(exp(score - largest score)).
-        torch.sub(scores.amax(2), weights.amax(2).log_(), out=logs[begin:end].view(n * kv_heads, m))
+        torch.sub(largest, weights.amax(2).log_(), out=logs[begin:end].view(n * kv_heads, m))
         torch.bmm(weights, v, out=means[begin:end].view(n * kv_heads, m, dim))
         begin = end
     logs = logs.index_select(0, slab.weigh).view(len(queries), -1)
@@ -154,20 +151,18 @@ def _attend_slab(
     torch.index_select(means, 0, slab.merge, out=terms)
     terms = terms.view(slab.pieces, len(queries), dim)
     terms *= shares.t()[:, :, None]
-    result = terms[0]
-    for term in terms[1:]:
-        result += term
-    return result
+    return terms.sum(0)
 
 
-def _gather(allocator: PhysicalKVAllocator, name: str, layer: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """float32 `[len(rows), D]`: rows of a layer's K or V `[blocks, size, Hk, D]`, in scratch memory."""
-    dim = layer.shape[-1]
-    gathered = allocator.scratch(name, len(rows), dim, dtype=layer.dtype)
-    torch.index_select(layer.view(-1, dim), 0, rows, out=gathered)
-    if layer.dtype == torch.float32:
+def _gather(allocator: PhysicalKVAllocator, layer: int, rows: torch.Tensor) -> torch.Tensor:
+    """float32 `[len(rows), D]`: rows of the K and V of a layer, in scratch memory. One gather for both."""
+    cache = allocator.kv_cache  # [2, layers, blocks, size, Hk, D]
+    dim = cache.shape[-1]
+    gathered = allocator.scratch("kv", len(rows), dim, dtype=cache.dtype)
+    torch.index_select(cache.view(-1, dim)[layer * (cache[0, 0].numel() // dim) :], 0, rows, out=gathered)
+    if cache.dtype == torch.float32:
         return gathered
-    return allocator.scratch(f"{name} float32", len(rows), dim).copy_(gathered)
+    return allocator.scratch("kv float32", len(rows), dim).copy_(gathered)
 
 
 def _lay_out(tree: TreePlan, allocator: PhysicalKVAllocator, window: int | None, heads: int) -> list[_Slab]:
@@ -220,7 +215,8 @@ def _batches(
     group = heads // kv_heads
     head = np.arange(kv_heads)[:, None] * group + np.minimum(np.arange(query_rows), group - 1)  # [Hk, rows]
     q_rows = _tensor(queries[:, None, :, None] * heads + head[:, None, :], device)  # [n, Hk, R, rows]
-    kv_rows = _tensor(slots[:, None, :] * kv_heads + np.arange(kv_heads)[:, None], device)  # [n, Hk, C]
+    k_rows = slots[:, None, :] * kv_heads + np.arange(kv_heads)[:, None]  # [n, Hk, C]
+    to_v = allocator.k_cache.numel() // dim
     masked = len(batch.hidden)
     hidden = torch.zeros(batch.hidden.shape).masked_fill_(torch.from_numpy(batch.hidden), -torch.inf)
     hidden = hidden[:, None, :, None].to(device)
@@ -231,7 +227,7 @@ def _batches(
         lo, hi = n * part // parts, n * (part + 1) // parts
         yield _Batch(
             q_rows[lo:hi].reshape(-1),
-            kv_rows[lo:hi].reshape(-1),
+            _tensor(np.stack((k_rows[lo:hi], k_rows[lo:hi] + to_v)).reshape(-1), device),
             hidden[lo:hi] if lo < masked else None,
             (hi - lo, kv_heads, tile_queries, query_rows),
         )

@@ -15,7 +15,7 @@ import numpy as np
 
 from .plan import TreePlan
 
-_TILE_SIZES = ((32, 17), (8, 3), (1, 1))
+_TILE_SIZES = ((64, 33), (32, 17), (8, 3), (1, 1))
 """Queries a tile may hold, and the fewest that are worth such a tile once the full ones are filled."""
 
 

@@ -188,7 +188,7 @@ def test_a_chunk_that_many_branches_share_is_read_once_for_all():
     plan = plan_attention(allocator, ids)
     tree_attention(torch.zeros(64, 4, 16), allocator, plan=plan)
     ((shared, alone),) = (slab.batches for slab in plan._work[None, 4])
-    assert shared.shape[0] == 2 * 1024 // grouped.CHUNK
+    assert shared.shape[0] == 1024 // grouped.CHUNK
     assert alone.shape[0] == 64
 
 
