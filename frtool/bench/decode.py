@@ -40,7 +40,7 @@ class DecodeRow:
     peak_bytes: int | None
     """Of the device's memory, as its allocator counts it; None on a CPU."""
     least_bytes: int
-    """Weights and distinct KV."""
+    """Weights and distinct KV, at the end of the run."""
     graphs: int
     mode: str
     peers_ms: dict[str, float | None] = field(default_factory=dict)
@@ -130,15 +130,16 @@ def _measure(
     loaded: LoadedModel, batch: int, prefix: int, suffix: int, steps: int, bandwidth: float, **options: bool
 ) -> DecodeRow:
     on_gpu = loaded.device.type == "cuda"
-    private = suffix + steps
     gc.collect()  # the pool and the graphs of the batch size before
+    warm = max(suffix - steps // 2, _WARM)
+    private = warm + steps + 2  # one pass is ahead of what was read
     size = 16 if on_gpu else 4
     settings = EngineOptions(
         batch=batch,
-        max_step_tokens=private + _WARM,
+        max_step_tokens=private + 1,
         delimiter=_NEVER,
         block_size=size,
-        num_blocks=-(-prefix // size) + batch * (-(-(private + _WARM) // size) + 2),
+        num_blocks=-(-prefix // size) + batch * -(-(prefix % size + private) // size),
         **options,
     )
     if on_gpu:
@@ -152,26 +153,20 @@ def _measure(
     for ordinal in range(batch):
         root.submit(Expand("0", ordinal))
     clock = _Clock(forest)
-    for _ in range(max(suffix - steps // 2, _WARM)):
+    for _ in range(warm):
         forest.poll()
-    clock.start()
-    times = []
-    for _ in range(steps):
-        started = time.perf_counter()
-        forest.poll()
-        times.append(time.perf_counter() - started)
-    step, device, work = median(times), *clock.stop()
-    # What a poll must read: each weight once, the rows of an untied embedding apart, and each stored token once.
-    least = weight_bytes(loaded) + (prefix + batch * suffix) * block_bytes(loaded, 1)
+    step, device, work = clock.split(forest.poll, steps)
+    stored = forest.allocator.stats().physical_tokens
+    read = prefix + batch * (warm + steps // 2)
     row = DecodeRow(
         batch=batch,
         step_ms=1e3 * step,
         tokens_per_second=batch / step,
-        roofline_ms=1e3 * (least - _unread_bytes(loaded)) / bandwidth,
+        roofline_ms=1e3 * (weight_bytes(loaded) - _unread_bytes(loaded) + read * block_bytes(loaded, 1)) / bandwidth,
         host_ms=1e3 * max(step - device, 0.0),
         work_ms=1e3 * work,
         peak_bytes=torch.cuda.max_memory_allocated(loaded.device) if on_gpu else None,
-        least_bytes=least,
+        least_bytes=weight_bytes(loaded) + stored * block_bytes(loaded, 1),
         graphs=forest.passes.recorded if forest.passes is not None else 0,
         mode=forest.mode,
     )
@@ -184,59 +179,63 @@ class _Clock:
     """Splits polls into what the device computes and what the host does."""
 
     def __init__(self, forest: Forest) -> None:
-        self._waited = 0.0
+        self._passes = forest.passes
+        self._on_gpu = forest.loaded.device.type == "cuda"
+        self._waited: list[float] = []
         self._busy: list[float] = []
         self._marks: list[tuple[Any, Any]] = []
-        self._count = 0
-        if forest.passes is not None:
-            self._inner = forest.passes.launch
-            forest.passes.launch = self._launch  # type: ignore[method-assign]
+        if self._passes is not None:
+            self._launch_pass, self._run_step = self._passes.launch, self._passes.run
+            self._passes.launch = self._launch  # type: ignore[method-assign]
+            self._passes.run = self._run  # type: ignore[method-assign]
         else:
-            self._forward = forest.batch.forward
-            forest.batch.forward = self._timed  # type: ignore[method-assign]
-        self._pipelined = forest.passes is not None
-        self._on_gpu = forest.loaded.device.type == "cuda"
+            self._forward_batch = forest.batch.forward
+            forest.batch.forward = self._forward  # type: ignore[method-assign]
 
-    def start(self) -> None:
-        self._waited, self._count = 0.0, 0
-        self._busy.clear()
-        self._marks.clear()
-        self._began = time.perf_counter()
-
-    def stop(self) -> tuple[float, float]:
-        """Seconds a step: of the device's pass, and of the host's own work."""
-        spent = (time.perf_counter() - self._began) / max(self._count, 1)
+    def split(self, poll: Callable[[], None], count: int) -> tuple[float, float, float]:
+        """Seconds of the median poll out of `count`: in all, of the device's pass, and of the host's own work."""
+        for noted in (self._waited, self._busy, self._marks):
+            noted.clear()  # type: ignore[attr-defined]
+        times = []
+        for _ in range(count):
+            started = time.perf_counter()
+            poll()
+            times.append(time.perf_counter() - started)
         if self._on_gpu:
             torch.cuda.synchronize()
             self._busy = [first.elapsed_time(last) / 1e3 for first, last in self._marks]
-        busy = median(self._busy) if self._busy else 0.0
-        return busy, spent - (self._waited / max(self._count, 1) if self._pipelined else busy)
+        away = self._busy if self._passes is None else self._waited
+        work = [whole - part for whole, part in zip(times, away, strict=False)]
+        return median(times), median(self._busy), median(work)
 
     def _launch(self, tokens: Any) -> Any:
-        self._count += 1
-        if self._on_gpu:
-            marks = tuple(torch.cuda.Event(enable_timing=True) for _ in range(2))
-            marks[0].record()
-            drawn = self._inner(tokens)
-            marks[1].record()
-            self._marks.append(marks)  # type: ignore[arg-type]
-        else:
-            drawn = self._inner(tokens)
+        drawn = self._launch_pass(tokens)
         wait = drawn.wait
 
         def timed() -> Any:
             started = time.perf_counter()
             values = wait()
-            self._waited += time.perf_counter() - started
+            self._waited.append(time.perf_counter() - started)
             return values
 
         drawn.wait = timed
         return drawn
 
-    def _timed(self, *arguments: Any) -> torch.Tensor:
-        self._count += 1
+    def _run(self, step: Any, replayable: bool) -> None:
         started = time.perf_counter()
-        logits: torch.Tensor = self._forward(*arguments)
+        if self._on_gpu:
+            marks = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            marks[0].record()
+            self._run_step(step, replayable)
+            marks[1].record()
+            self._marks.append(marks)
+        else:
+            self._run_step(step, replayable)
+            self._busy.append(time.perf_counter() - started)
+
+    def _forward(self, *arguments: Any) -> torch.Tensor:
+        started = time.perf_counter()
+        logits: torch.Tensor = self._forward_batch(*arguments)
         self._busy.append(time.perf_counter() - started)
         return logits
 

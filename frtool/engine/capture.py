@@ -81,20 +81,25 @@ class Passes:
         if size is None:
             wide = self._step(-(-total // _WIDE) * _WIDE, self._outbox.rows)
             wide.launch(tokens)
-            wide.compute()
+            self.run(wide, False)
             return wide.result(tokens)
         if size not in self._steps:
             self._steps[size] = self._step(size)
         step = self._steps[size]
         holds = step.launch(tokens)
-        if step.graph is not None and holds:
-            step.graph.replay()
-            return step.result(tokens)
-        self._compute(step)
+        replayable = step.graph is not None and holds
+        self.run(step, replayable)
         drawn = step.result(tokens)
-        if self.capturing:
+        if self.capturing and not replayable:
             self._record(step)
         return drawn
+
+    def run(self, step: FixedStep, replayable: bool) -> None:
+        """Start what a step has in its buffers."""
+        if replayable:
+            step.graph.replay()
+        else:
+            self._compute(step)
 
     @torch.inference_mode()
     def rehearse(self) -> None:
@@ -103,8 +108,8 @@ class Passes:
             return
         branch = self._allocator.alloc_branch(1).branch_id
         try:
-            nothing = np.full(1, 0.5, np.float32)
-            self.launch(Tokens([branch], [1], [0], [-1], np.zeros(1, np.int64), nothing)).wait()
+            first, known, middle = np.zeros(1, np.int64), np.full(1, -1), np.full(1, 0.5, np.float32)
+            self.launch(Tokens([branch], [1], [0], first, known, middle)).wait()
         finally:
             self._allocator.free_branch(branch)
 
@@ -142,7 +147,8 @@ class Passes:
         step.compute()
 
     def _record(self, step: FixedStep) -> None:
-        if self._pool is None:
+        step.graph = None
+        if all(other.graph is None for other in self._steps.values()):  # a pool ends with its last graph
             self._pool = torch.cuda.graph_pool_handle()
         try:
             step.capture(self._pool)

@@ -37,10 +37,10 @@ class Tokens:
     counts: Sequence[int]
     ids: Sequence[int]
     """[T]; any number where the token is still on the device."""
-    sources: Sequence[int]
-    """[T]: which of the tokens drawn last it is; -1 for one of `ids`."""
     logit_rows: npt.NDArray[np.int64]
     """[R], rising: after which tokens the logits are wanted."""
+    sources: npt.NDArray[np.int64]
+    """[R]: which of the tokens drawn last the one at the logit row is; -1 for one of `ids`."""
     uniforms: npt.NDArray[np.float32]
     """[R]: see `Readout`."""
 
@@ -134,7 +134,8 @@ class FixedStep:
         host = self._staging[self._turn].numpy()
         total, counts = len(tokens.ids), tokens.counts
         host[_ID, :total] = tokens.ids
-        host[_SOURCE, :total] = tokens.sources
+        host[_SOURCE] = -1
+        host[_SOURCE, tokens.logit_rows] = tokens.sources
         lengths = self.allocator.lengths(tokens.branch_ids)
         if total == len(counts):
             host[_POSITION, :total] = lengths - 1
@@ -143,7 +144,6 @@ class FixedStep:
             host[_POSITION, :total] = np.arange(total) + np.repeat(lengths - counts - starts, counts)
         host[_SLOT, :total] = self.allocator.last_slots(tokens.branch_ids, counts)
         host[_SLOT, total:] = -1
-        host[_SOURCE, total:] = -1
         noise = host[_UNIFORM].view(np.float64)
         noise[:] = 0.5
         if self._logit_capacity is None:
@@ -180,7 +180,6 @@ class FixedStep:
 
     def capture(self, pool: Any) -> None:
         """Record `compute` as a graph. What it ran on a moment ago must be what `launch` filled last."""
-        self.graph = None
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             self.compute()

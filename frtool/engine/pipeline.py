@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ from .capture import Passes
 from .fixed_step import Drawn, Tokens
 from .flight import nan_error
 from .noise import uniforms
-from .readout import END, LOGPROB, REWARD, TOKEN
+from .readout import END, LOGPROB, REWARD
 from .rows import Row
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class _Feed:
 class _Pass:
     feeds: list[_Feed]
     drawn: Drawn
-    kept: torch.Tensor | None = None
-    """Logits [sealed, vocab] that must outlast the next launch, of the feeds that were whole steps by then."""
+    kept: dict[Row, torch.Tensor] = field(default_factory=dict)
+    """Logits [vocab] that must outlast the next launch: those after steps that were whole by then."""
 
 
 class Pipeline:
@@ -100,7 +100,7 @@ class Pipeline:
         if len(parents) < len(joining):
             which = torch.tensor([place[id(row.parent)] for row in joining])
             logits = logits.index_select(0, which.to(logits.device, non_blocking=True))
-        drawn = self.passes.draw(logits, _noise([(row, row.sampled) for row in joining]))
+        drawn = self.passes.draw(logits, _noise(joining, [row.sampled for row in joining]))
         return _Pass([_Feed(row, [], -1) for row in joining], drawn)
 
     def _launch(self, flight: _Pass | None, first: _Pass | None) -> _Pass | None:
@@ -112,14 +112,14 @@ class Pipeline:
         feeds = self._feeds(flight, first)
         if not self._make_room(feeds, alone=flight is None and first is None):
             return None
-        stops = np.cumsum([len(feed.tokens) for feed in feeds])
+        counts = [len(feed.tokens) for feed in feeds]
         tokens = Tokens(
             branch_ids=[feed.row.branch_id for feed in feeds if feed.row.branch_id is not None],
-            counts=[len(feed.tokens) for feed in feeds],
+            counts=counts,
             ids=[token for feed in feeds for token in feed.tokens],
-            sources=[source for feed in feeds for source in [-1] * (len(feed.tokens) - 1) + [feed.source]],
-            logit_rows=stops - 1,
-            uniforms=_noise([(feed.row, feed.row.sampled + (feed.source >= 0)) for feed in feeds]),
+            logit_rows=np.cumsum(counts) - 1,
+            sources=np.array([feed.source for feed in feeds]),
+            uniforms=_noise([feed.row for feed in feeds], [feed.row.sampled + (feed.source >= 0) for feed in feeds]),
         )
         drawn = self.passes.launch(tokens)
         for feed in feeds:
@@ -135,33 +135,29 @@ class Pipeline:
         return _Pass(feeds, drawn)
 
     def _feeds(self, flight: _Pass | None, first: _Pass | None) -> list[_Feed]:
-        sources: dict[int, int] = {}
+        sources: dict[Row, int] = {}
         judged = set()
         for unread, origin in ((flight, 0), (first, self.passes.limit)):
             for feed, place in zip(unread.feeds, unread.drawn.rows.tolist(), strict=True) if unread else ():
                 if feed.is_query:
-                    judged.add(id(feed.row))
+                    judged.add(feed.row)
                 elif feed.row.finish is None:
-                    sources[id(feed.row)] = origin + place
+                    sources[feed.row] = origin + place
+        most = self._forest.options.max_step_tokens - 1
         feeds = []
         for row in self._forest.rows:
-            source = sources.get(id(row))
-            if source is None:
-                tokens = row.unfed()
-                if tokens:
-                    feeds.append(_Feed(row, tokens, -1))
-                elif row.finish is not None and self._query and id(row) not in judged:
-                    feeds.append(_Feed(row, list(self._query), -1, is_query=True))
-            elif self._goes_on(row):
-                # Its prefix and tokens are in KV, but for the one that is drawn just now.
-                missing = row.unfed()
-                feeds.append(_Feed(row, [*missing, 0], source))
+            if row in sources:
+                held = len(row.tokens)
+                # Whether it needs a pass after the token that is drawn just now, unless that ends it.
+                if held < most and row.parent.length + held + 1 < row.root.max_length:
+                    feeds.append(_Feed(row, [0] if row.sampled else [*row.unfed(), 0], sources[row]))
+                continue
+            tokens = row.unfed()
+            if tokens:
+                feeds.append(_Feed(row, tokens, -1))
+            elif row.finish is not None and self._query and row not in judged:
+                feeds.append(_Feed(row, list(self._query), -1, is_query=True))
         return feeds
-
-    def _goes_on(self, row: Row) -> bool:
-        """Whether a row needs a pass after the token that is drawn just now, unless that ends it."""
-        most = self._forest.options.max_step_tokens
-        return len(row.tokens) + 1 < most and row.length + 1 < row.root.max_length
 
     def _make_room(self, feeds: list[_Feed], alone: bool) -> bool:
         """Append to every branch what it is fed; False if there is nothing to feed. Where blocks run out, idle nodes
@@ -191,50 +187,49 @@ class Pipeline:
 
     def _keep_logits(self, flight: _Pass) -> None:
         """Copy the logits after whole steps, before the next pass takes their place."""
-        rows = [place for feed, place in zip(flight.feeds, flight.drawn.rows.tolist(), strict=True) if _seals(feed)]
-        if rows:
-            where = torch.tensor(rows).to(flight.drawn.logits.device, non_blocking=True)
-            flight.kept = flight.drawn.logits.index_select(0, where)
+        places = {feed.row: place for feed, place in zip(flight.feeds, flight.drawn.rows.tolist(), strict=True)
+                  if _seals(feed)}  # fmt: skip
+        if places:
+            where = torch.tensor(list(places.values())).to(flight.drawn.logits.device, non_blocking=True)
+            flight.kept = dict(zip(places, flight.drawn.logits.index_select(0, where), strict=True))
 
     def _read(self, flight: _Pass, ahead: _Pass | None) -> list[Row]:
         """Give each row what the pass found. Returns the rows whose step is finished."""
         values = flight.drawn.wait()
         if np.isnan(values).any():
             self._check(flight, values)
-        following = {id(feed.row): feed for feed in ahead.feeds} if ahead is not None else {}
-        kept = iter(flight.kept if flight.kept is not None else ())
-        finished = []
-        columns = values[[TOKEN, LOGPROB, END, REWARD]].T.tolist()
-        for feed, (token, logprob, end, reward) in zip(flight.feeds, columns, strict=True):
+        advance, finished = self._forest.advance, []
+        stopped: list[Row] = []
+        for feed, token, logprob, end, reward in zip(flight.feeds, *values.tolist(), strict=True):
             row = feed.row
-            sealed = _seals(feed)
-            logits = next(kept) if sealed else None
             if row.struck or feed.void:
                 continue
             if feed.is_query:
                 row.reward = reward
-                done = True
-            elif sealed:
+                finished.append(row)
+            elif row.finish is None:
+                if advance(row, int(token), logprob):
+                    finished.append(row)
+                if row.finish is not None and row.finish != "step":
+                    stopped.append(row)
+            elif row.finish == "step":
                 if end > _END_PROBABILITY:
                     row.finish = "end"
                 elif row.length >= row.root.max_length:
                     row.finish = "length"
                 else:
-                    row.logits = logits
-                done = not self._query
-            elif row.finish is None:
-                done = self._forest.advance(row, int(token), logprob)
-                after = following.get(id(row))
-                if after is not None and row.finish not in (None, "step"):
-                    after.void = True
+                    row.logits = flight.kept[row]
+                if not self._query:
+                    finished.append(row)
+        if stopped and ahead is not None:
+            following = {feed.row: feed for feed in ahead.feeds}
+            for row in stopped:
+                if row in following:
+                    following[row].void = True
                     self._take_back(row)
-            else:
-                continue
-            if done:
-                finished.append(row)
         if finished:
-            gone = set(map(id, finished))
-            self._forest.rows = [row for row in self._forest.rows if id(row) not in gone]
+            gone = set(finished)
+            self._forest.rows = [row for row in self._forest.rows if row not in gone]
         return finished
 
     @staticmethod
@@ -256,10 +251,9 @@ def _seals(feed: _Feed) -> bool:
     return row.finish == "step" and not feed.is_query and not feed.void and not row.struck
 
 
-def _noise(draws: list[tuple[Row, int]]) -> np.ndarray:
-    keys = np.array([row.key for row, _ in draws], np.uint64)
-    noise = uniforms(keys, np.array([index for _, index in draws], np.uint64))
-    noise[[row.greedy for row, _ in draws]] = -1.0
+def _noise(rows: Sequence[Row], indices: list[int]) -> np.ndarray:
+    noise = uniforms(np.array([row.key for row in rows], np.uint64), np.array(indices, np.uint64))
+    noise[[row.greedy for row in rows]] = -1.0
     return noise
 
 

@@ -20,6 +20,8 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self.special_ids = frozenset(tokenizer.all_special_ids)
+        # Tokens that stand for bytes have the same text wherever a character may begin.
+        self._in_bytes = type(getattr(self._backend, "decoder", None)).__name__ == "ByteLevel"
         self._pieces: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {}
 
     def decode(self, ids: list[int]) -> str:
@@ -32,6 +34,8 @@ class Detokenizer:
 
     def piece(self, before: tuple[int, ...], ids: tuple[int, ...]) -> str:
         """What `ids` add to the text of `before`. It ends in U+FFFD where the last character is incomplete."""
+        if self._in_bytes:
+            before = ()
         key = (before, ids)
         piece = self._pieces.get(key)
         if piece is None:
