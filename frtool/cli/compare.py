@@ -72,10 +72,16 @@ def _steps(n: int) -> str:
 
 
 def config_differences(a: RecordedSearch, b: RecordedSearch) -> dict[str, list[Any]]:
-    """The settings that differ, with both values."""
-    one, other = a.run.config | {"prompt": a.run.prompt}, b.run.config | {"prompt": b.run.prompt}
+    """The settings that differ, with both values; options of the algorithm as `algorithm_options.name`."""
+    one, other = _settings(a), _settings(b)
     keys = dict.fromkeys([*one, *other])
     return {key: [one.get(key), other.get(key)] for key in keys if one.get(key) != other.get(key)}
+
+
+def _settings(search: RecordedSearch) -> dict[str, Any]:
+    settings = search.run.config | {"prompt": search.run.prompt}
+    options = settings.pop("algorithm_options", None) or {}
+    return settings | {f"algorithm_options.{name}": value for name, value in options.items()}
 
 
 def _compare_evaluations(a: Path, b: Path, json: bool) -> int:

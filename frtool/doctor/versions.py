@@ -16,6 +16,11 @@ from .check import FAILED, NOTE, OK, WARNING, Check
 
 DISTRIBUTION = "flash-frtool"
 _ALSO = ("huggingface-hub", "tokenizers")
+_EXTRAS = {
+    "matplotlib": "plots as files", "plotille": "plots in the terminal", "math-verify": "--verify math",
+    "reasoning-gym": "its tasks in frtool eval",
+}  # fmt: skip
+"""What is needed for a part only, and for which."""
 
 
 def check_versions() -> Iterator[Check]:
@@ -28,6 +33,9 @@ def check_versions() -> Iterator[Check]:
         version = installed(name)
         if version is not None:
             yield Check(name, OK, version)
+    for name, use in _EXTRAS.items():
+        version = installed(name)
+        yield Check(name, NOTE if version is None else OK, version or f"not installed; it is for {use}")
 
 
 def check_kernels_clash() -> Check:
