@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import typer
 
-from frtool.cli.app import app
+from frtool.cli.app import app, run
 from frtool.cli.reference import reference
 from frtool.scoring.preset import parse_preset
 
@@ -104,3 +104,46 @@ def test_scorer_in_the_manual_solves_its_puzzle(capfd):
     assert names["result"].verified is True
     assert names["result"].score is not None
     assert "True" in capfd.readouterr().out
+
+
+def section(title: str) -> str:
+    return (ROOT / "README.md").read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def calls(text: str) -> list[list[str]]:
+    """The calls of frtool in the shell blocks of a text, without the name."""
+    lines = [
+        line
+        for block in re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        for line in block.splitlines()
+    ]
+    words = [shlex.split(call) for line in lines for call in line.partition(" #")[0].split("&&")]
+    return [call[1:] for call in words if call[:1] == ["frtool"]]
+
+
+def test_first_command_of_the_readme_solves_its_puzzle(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    [call] = calls(section("Start"))
+    assert run(call) == 0
+    out, err = capfd.readouterr()
+    shown = re.findall(r"^```text\n(.*?)^```", section("Start"), re.DOTALL | re.MULTILINE)[0].splitlines()
+    assert len(out.splitlines()) == 1
+    assert "verified" in err
+    # Figures differ from machine to machine, the kinds of lines do not.
+    assert [line.partition(" ")[0] for line in shown if line.startswith(("KV peak", "✓"))] == [
+        line.partition(" ")[0] for line in err.splitlines() if line.startswith(("KV peak", "✓"))
+    ]
+
+
+def test_results_are_kept_shown_replayed_and_compared_as_the_readme_says(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    search, *others = calls(section("Keeping results"))
+    assert search[0] == "search"
+    assert run(search) == 0
+    trace = (tmp_path / "run.jsonl").read_bytes()
+    (tmp_path / "other.jsonl").write_bytes(trace)
+    for call in others:
+        assert run(call) == 0, call
+        assert capfd.readouterr().err.count("error:") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"run.jsonl", "other.jsonl", "run.html", "run.svg"}
+    assert (tmp_path / "run.jsonl").read_bytes() == trace
