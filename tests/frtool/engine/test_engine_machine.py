@@ -79,7 +79,7 @@ class EngineMachine(RuleBasedStateMachine):
         except OutOfMemory:
             assert self.plants
 
-    @precondition(lambda self: self.plants)
+    @precondition(lambda self: len(self.plants) == 3)
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
         plant = self.plant(data)
@@ -109,7 +109,22 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(data=st.data(), wanted=st.booleans())
     def settle(self, data: st.DataObject, wanted: bool) -> None:
         plant = data.draw(st.sampled_from([plant for plant in self.plants if plant.finished]))
-        step = plant.finished.pop(data.draw(st.integers(0, len(plant.finished) - 1)))
+        self.take(plant, data.draw(st.integers(0, len(plant.finished) - 1)), wanted)
+
+    @precondition(lambda self: any(plant.held for plant in self.plants))
+    @rule(data=st.data(), count=st.integers(1, 5))
+    def deepen(self, data: st.DataObject, count: int) -> None:
+        """Let the deepest open node have children, and wait for all that is under way."""
+        plant = self.plant(data)
+        node = max(plant.open, key=lambda at: at.depth)
+        for _ in range(count):
+            plant.root.submit(plant.tree.want(node))
+        self.append(12)
+        while plant.finished:
+            self.take(plant, 0, True)
+
+    def take(self, plant: Plant, place: int, wanted: bool) -> None:
+        step = plant.finished.pop(place)
         alone = plant.alone.step(Expand(step.parent, step.ordinal))
         assert (step.text, step.ids, step.finish) == (alone.text, alone.ids, alone.finish)
         assert step.logprob == pytest.approx(alone.logprob, abs=0)
@@ -128,7 +143,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def prune(self, data: st.DataObject) -> None:
         plant = data.draw(st.sampled_from([plant for plant in self.plants if plant.held]))
-        node = data.draw(st.sampled_from(list(plant.held.values())))
+        node = data.draw(st.sampled_from(list(plant.held.values())[::-1]))
         below = [at for at in plant.held.values() if node in at.path()]
         if any(at.pending for at in below):
             return
@@ -158,7 +173,7 @@ class EngineMachine(RuleBasedStateMachine):
         plant.root.release(node.id)
         plant.root.restore(plant.alone.steps[node.id])
 
-    @precondition(lambda self: self.plants)
+    @precondition(lambda self: any(plant.root.outstanding > 6 for plant in self.plants))
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         plant = self.plant(data)
