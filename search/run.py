@@ -64,7 +64,8 @@ def run_search(
     if record is None:
         judge = Judge(task, scorer, verifier, steer=steer, max_depth=max_depth)
     else:
-        generator = recorded = RecordedGenerator(cast(Restorer, generator), record)
+        recorded = RecordedGenerator(cast(Restorer, generator), record)
+        generator = cast(Generator, recorded)
         judge = RecordedJudge(recorded, record, task, scorer, verifier, steer=steer, max_depth=max_depth)
     run = _Run(algorithm, generator, task, judge, budget, interrupted, clock, tick_seconds)
     return cast(Iterator[Event], run.events(RunStarted(prompt, config or {}, model or {}, generator.prompt_tokens)))
