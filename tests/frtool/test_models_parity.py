@@ -6,10 +6,14 @@ import pytest
 import torch
 import transformers
 
+from frtool.bench.decode_models import Numerals
+from frtool.engine import Engine, EngineOptions
 from frtool.kernels.allocator import PhysicalKVAllocator
 from frtool.kernels.attention import plan_attention
 from frtool.models import hook
+from frtool.models.load import LoadedModel
 from frtool.models.packed import can_pack, pack_model
+from frtool.search.protocols import Expand
 
 VOCAB = 61
 COMMON = {
@@ -236,6 +240,81 @@ def test_greedy_decoding_through_the_pool_equals_generate(kind):
         for tokens, logits in zip(chosen, results, strict=True):
             tokens.append(int(logits[-1].argmax()))
     assert chosen == [generated(model, prompt, 20) for prompt in prompts]
+
+
+def engine_error(kind: str, device: str, **options) -> tuple[float, str]:
+    """Of the log-probabilities of all steps of a small tree that an engine grew, against each path alone; how the
+    engine's passes ran."""
+    model = build(kind, device)
+    config = model.config
+    loaded = LoadedModel(
+        model=model,
+        tokenizer=Numerals(),
+        name=kind,
+        source="random",
+        dtype=torch.float32,
+        device=torch.device(device),
+        parameters=1,
+        vocab_size=VOCAB,
+        max_positions=120,
+        position_note=None,
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        eos_ids=frozenset(),
+        reward_tokens=None,
+        chat_template=False,
+        is_embedded=False,
+    )
+    settings = {"batch": 8, "delimiter": "7 ", "max_step_tokens": 9, "num_blocks": 200, "block_size": 4}
+    engine = Engine(loaded, list(range(1, 12)), EngineOptions(**settings, **options))
+    level, steps = ["0"], {}
+    for _ in range(2):
+        for parent in level:
+            for ordinal in range(3):
+                engine.submit(Expand(parent, ordinal))
+        level = []
+        while engine.outstanding:
+            for step in engine.poll():
+                name = f"{step.parent}.{step.ordinal}"
+                steps[name] = step
+                engine.keep(step)
+                if step.finish == "step":
+                    level.append(name)
+    engine.allocator.check()
+    assert len(steps) >= 3
+    worst = 0.0
+    for name, step in steps.items():
+        node = engine.holdings.kept[name]
+        own, path = len(node.tokens), []
+        while node is not None:
+            node, path = node.parent, node.tokens + path
+        logprobs = torch.log_softmax(alone(model, path), -1)
+        total = sum(logprobs[i - 1, path[i]].item() for i in range(len(path) - own, len(path)))
+        worst = max(worst, abs(total - step.logprob))
+    return worst, engine.forest.mode
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_steps_that_grow_in_fixed_buffers_have_the_probabilities_of_their_paths(kind):
+    worst, _ = engine_error(kind, "cpu", pipeline=True)
+    assert worst <= 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("kind", MODELS)
+def test_captured_steps_have_the_probabilities_of_their_paths(kind, compile):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    worst, mode = engine_error(kind, "cuda", compile=compile)
+    assert worst <= 1e-2
+    if kind == "gpt_oss":  # its experts ask the host which tokens they have
+        assert mode.startswith("eager (")
+    else:
+        assert mode.startswith("captured")
+        assert ("compiled" in mode) == compile
 
 
 @pytest.mark.gpu
