@@ -27,6 +27,10 @@ class Problem:
     @classmethod
     def read(cls, config: SearchConfig, custom: Custom) -> Problem:
         """Raises UsageError for a prompt that is out of the model's reach or that its verifier cannot judge."""
+        try:
+            config.prompt.encode()
+        except UnicodeEncodeError:
+            raise UsageError("the prompt holds what is no character") from None
         puzzle = parse_puzzle(config.prompt)
         task = _task(config, puzzle) if custom.task is None else custom.task
         verifier = custom.verifier or _verifier(config, puzzle)

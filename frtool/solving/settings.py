@@ -71,14 +71,14 @@ def read_settings(prompt: str, settings: Settings) -> tuple[SearchConfig, Custom
     options = given.pop("options", {})
     for what, value, allowed in (("budget", budget, Budget), ("options", options, dict), ("prompt", prompt, str)):
         if not isinstance(value, allowed):
-            raise UsageError(f"{what} is a {type(value).__name__}, but must be a {allowed.__name__}")
+            raise UsageError(f"{what} is of type {type(value).__name__}, but must be a {allowed.__name__}")
     for what, value, methods in (
         ("scorer", scorer, ("name", "score")),
         ("verifier", verifier, ("name", "verify")),
         ("task", task, ("answer", "key")),
     ):
         if not (value is None or isinstance(value, str)) and not all(hasattr(value, name) for name in methods):
-            raise UsageError(f"{what} is a {type(value).__name__} without {' and '.join(methods)}")
+            raise UsageError(f"{what} is of type {type(value).__name__}, without {' and '.join(methods)}")
     custom = Custom(
         algorithm=None if isinstance(algorithm, str) else _factory(algorithm),
         scorer=None if isinstance(scorer, str) else scorer,
@@ -103,7 +103,7 @@ def _factory(algorithm: Any) -> Callable[[], Algorithm]:
     if not isinstance(algorithm, type) and hasattr(algorithm, "ask"):
         return lambda: algorithm
     if not callable(algorithm):
-        raise UsageError(f"algorithm is a {type(algorithm).__name__} without `ask`, and nothing that makes one")
+        raise UsageError(f"algorithm is of type {type(algorithm).__name__}, without `ask`, and makes none that has it")
     return algorithm
 
 
@@ -114,4 +114,4 @@ def _check_types(given: dict[str, Any]) -> None:
         fits = type(value) in allowed or (type(value) is int and float in allowed)
         if not fits:
             wanted = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
-            raise UsageError(f"{name} is a {type(value).__name__}, but must be a {wanted}")
+            raise UsageError(f"{name} is of type {type(value).__name__}, but must be {wanted}")

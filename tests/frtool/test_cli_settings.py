@@ -64,6 +64,15 @@ def test_alias_stands_for_a_model_and_leaves_other_names_alone(file, capfd):
     assert config(capfd, "--model", "other")["model"] == "other"
 
 
+@pytest.mark.parametrize(
+    "call", [["eval", "game24", "--limit", "1", "-a", "greedy"], ["bench", "decode", "--batch-sizes", "1"]]
+)
+def test_every_command_that_loads_a_model_knows_the_aliases(file, capfd, call):
+    file.write_text('[aliases]\nsmall = "./no-such-folder"\n')
+    assert run([*call, "--model", "small"]) == 1
+    assert "no-such-folder" in capfd.readouterr().err
+
+
 def test_no_file_is_no_error_unless_one_was_named(file, capfd, monkeypatch):
     file.unlink()
     assert run(["search", PUZZLE]) == 2
@@ -136,3 +145,56 @@ def test_bad_variable_is_named(file, capfd, monkeypatch):
     monkeypatch.setenv("FRTOOL_TOKENS", "many")
     assert run(["search", PUZZLE]) == 2
     assert capfd.readouterr().err.endswith("hint: it comes from FRTOOL_TOKENS\n")
+
+
+class TestConfigOption:
+    """`--config FILE.toml`: before the variables and the user's own file, behind the flags."""
+
+    def test_flags_beat_it_and_it_beats_all_else(self, file, tmp_path, capfd, monkeypatch):
+        file.write_text("[search]\nnodes = 30\nsteps = 70\nseed = 1\n")
+        monkeypatch.setenv("FRTOOL_STEPS", "80")
+        own = tmp_path / "own.toml"
+        own.write_text('nodes = 40\nsteps = 90\nalgorithm = "mcts"\n[option]\nc_puct = 1.5\nwiden = 3\n')
+        found = config(capfd, "--config", str(own))
+        assert [found[name] for name in ("nodes", "steps", "seed", "algorithm")] == [40, 90, 1, "mcts"]
+        assert found["algorithm_options"] == {"c_puct": "1.5", "widen": "3"}
+        assert config(capfd, "--config", str(own), "--nodes", "50")["nodes"] == 50
+
+    def test_a_section_names_its_command_and_others_are_left_alone(self, file, tmp_path, capfd):
+        own = tmp_path / "own.toml"
+        own.write_text('[search]\nnodes = 40\nmodel = "s"\n[eval]\nlimit = 3\n[aliases]\ns = "somewhere"\n')
+        found = config(capfd, "--config", str(own))
+        assert (found["nodes"], found["model"]) == (40, "somewhere")
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("nodes = ", "Invalid value"),
+            ("magic = 3", "no option `magic`"),
+            ("[magic]\nnodes = 3", "[search] has no option `magic`"),
+            ("[eval]\nmagic = 3", "[eval] has no option `magic`"),
+            ('nodes = "many"', "nodes"),
+            ("nodes = [1, 2]", "`nodes` is a list"),
+            ("nodes = {a = 1}", "`nodes` is a dict"),
+            ("nodes = -1", "--nodes is -1"),
+            ("[option]\nmagic = 1", "does not use the option"),
+            ("[aliases]\ns = 3", "the alias `s` is no text"),
+            ("search = 3", "outside of a section"),
+            ("config = 'other.toml'", "no option `config`"),
+            ("\x00", "configuration"),
+        ],
+    )
+    def test_a_bad_file_is_one_line_that_names_it(self, file, tmp_path, capfd, text, said):
+        own = tmp_path / "own.toml"
+        own.write_text(text)
+        assert run(["search", PUZZLE, "--config", str(own)]) == 2
+        err = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("frtool: ")]
+        assert len(err) <= 2
+        assert said in err[0]
+        assert "own.toml" in "".join(err) or text in ("nodes = -1", "[option]\nmagic = 1")
+
+    @pytest.mark.parametrize("name", ["none.toml", ".", "long.toml"])
+    def test_a_file_that_cannot_be_read(self, file, tmp_path, capfd, name):
+        (tmp_path / "long.toml").write_text("#" * (1 << 20) + "\n")
+        assert run(["search", PUZZLE, "--config", str(tmp_path / name)]) == 2
+        assert capfd.readouterr().err.startswith("error: ")

@@ -48,6 +48,23 @@ def test_a_hand_computed_lookahead(search, scripted_model):
     assert {node.id.rpartition(".")[0] for node in without.nodes()} == {"0", "0.0"}  # it goes on with a
 
 
+def test_lookahead_takes_the_likeliest_step_and_children_are_sampled(search, scripted_model):
+    asked = {}
+
+    class Watched(scripted_model):
+        def submit(self, expand):
+            asked[expand.id] = expand.greedy
+            super().submit(expand)
+
+    draws = {"": "ab", "a": "xy", "b": "xy", "ax": "pq", "bx": "pq", "by": "pq"}
+    found = search("beam", Watched(draws=draws), options={"width": 2, "keep": 1, "oversample": 1, "lookahead": 2})
+    # The first child of each of the root's children, and the first of those, belong to a rollout.
+    assert {name for name, greedy in asked.items() if greedy} >= {"0.0.0", "0.1.0", "0.0.0.0", "0.1.0.0"}
+    assert not any(asked[name] for name in ("0.0", "0.1"))
+    assert any(not greedy for name, greedy in asked.items() if name.count(".") > 1)
+    assert found.end.reason == "finished"
+
+
 def test_duplicates_are_replaced_until_enough_are_distinct_or_tries_run_out(search, scripted_model):
     def children(oversample):
         model = scripted_model(draws={"": "aaaabc"}, rewards=REWARDS)

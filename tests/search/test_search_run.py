@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -107,6 +108,32 @@ def test_a_token_budget_counts_policy_and_scorer(search, fake_model):
     model.scorer_tokens = 90
     both = search("best-of-n", model, options={"n": 500}, budget=Budget(tokens=100))
     assert both.end.policy_tokens < 30
+
+
+def test_kv_bytes_stop_the_search_when_the_tree_holds_so_much(search, fake_model):
+    class Weighed(fake_model):
+        def kv(self):
+            return replace(super().kv(), bytes_used=100 * len(self.held), recomputed_tokens=7)
+
+    model = Weighed(branching=9, depth=5)
+    found = search("best-first", model, budget=Budget(kv_bytes=1000))
+    assert (found.end.reason, found.end.recomputed_tokens) == ("kv", 7)
+    assert model.at_rest()
+    assert found.end.answer is not None
+    roomy = search("best-first", Weighed(branching=9, depth=2), budget=Budget(kv_bytes=10**6))
+    assert roomy.end.reason == "exhausted"
+
+
+def test_a_generator_is_told_what_its_nodes_are_worth(search, fake_model):
+    told = {}
+
+    class Valued(fake_model):
+        def value(self, node_id, value):
+            assert node_id in self.held
+            told[node_id] = value
+
+    found = search("beam", Valued())
+    assert told == {n.id: n.reward for n in found.added().values() if n.terminal is None}
 
 
 def test_seconds_are_read_from_the_clock(search):

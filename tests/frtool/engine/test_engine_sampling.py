@@ -96,6 +96,22 @@ def test_greedy_and_temperature_zero_take_the_most_probable() -> None:
         assert torch.equal(tokens, logits.argmax(-1))
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.5}, {"top_p": 0.9}, {"top_k": 4}, {"min_p": 0.1}], ids=str)
+@pytest.mark.parametrize("vocab", [100, 3000])
+def test_rows_of_negative_noise_take_the_most_probable_and_change_no_other(
+    options: dict[str, float], vocab: int
+) -> None:
+    logits, noise = torch.randn(40, vocab), torch.rand(40)
+    greedy = noise.clone()
+    greedy[::3] = -1.0
+    wanted, logprobs = Sampler(EngineOptions(**options), CPU).sample(logits, noise)
+    tokens, found = Sampler(EngineOptions(**options), CPU).sample(logits, greedy)
+    wanted[::3] = logits[::3].argmax(-1)
+    assert torch.equal(tokens, wanted)
+    sampled = greedy >= 0
+    assert torch.equal(found[sampled], logprobs[sampled])
+
+
 def test_a_tiny_temperature_does_not_overflow() -> None:
     logits = torch.randn(20, 100) * 10
     tokens, logprobs = Sampler(EngineOptions(temperature=1e-30), CPU).sample(logits, torch.rand(20))

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from frtool.engine import EngineOptions, Forest, Root
 from frtool.models.load import LoadedModel
 from frtool.scoring import LogprobScorer, StepRewardScorer
 from frtool.search.budget import Budget
 from frtool.search.events import Ended, NodeAdded, to_record
+from frtool.search.protocols import Expand
 from frtool.search.registry import make_algorithm
 from frtool.search.run import run_search
 
@@ -81,3 +83,30 @@ def test_a_search_gives_the_same_tree_at_every_batch_size(
         nodes, last = search(driver, algorithm, reads=True)
         seen.append((nodes, last.best, last.answer, last.reward))
     assert seen[0] == seen[1]
+
+
+def test_a_greedy_step_is_that_of_a_greedy_engine_among_sampled_ones(
+    tiny: LoadedModel, drive: Callable[..., Any]
+) -> None:
+    wanted = drive(tiny, greedy=True)
+    wanted.submit("0", 0)
+    wanted.finish()
+    for seed in (0, 1):
+        driver = drive(tiny, seed=seed)
+        for ordinal in range(4):
+            driver.engine.submit(Expand("0", ordinal, greedy=ordinal == 2))
+        driver.finish()
+        greedy, sampled = driver.steps["0.2"], driver.steps["0.0"]
+        assert (greedy.text, greedy.finish) == (wanted.steps["0.0"].text, wanted.steps["0.0"].finish)
+        assert sampled.text != greedy.text
+
+
+def test_the_bytes_of_a_tree_are_its_own_in_a_forest(tiny: LoadedModel) -> None:
+    forest = Forest(tiny, EngineOptions(num_blocks=64, block_size=4, max_step_tokens=24))
+    each = forest.allocator.block_bytes
+    first = Root(forest, tiny.tokenizer("make 24")["input_ids"])
+    alone = first.kv().bytes_used
+    second = Root(forest, tiny.tokenizer("make 24 from 1 2 3")["input_ids"])
+    shared = first.kv().bytes_used + second.kv().bytes_used - forest.allocator.stats().bytes_used
+    assert first.kv().bytes_used == alone == 2 * each
+    assert shared == each  # the block that both prompts begin with
