@@ -11,6 +11,8 @@ import typer
 from frtool.errors import FrtoolError, UsageError
 from frtool.view.safe import safe_json, safe_line
 
+from .settings import expand_alias
+
 if TYPE_CHECKING:
     import torch
 
@@ -21,7 +23,9 @@ _BASELINES = ("hf", "llamacpp")
 
 
 def decode(
-    model: Annotated[str | None, typer.Option(help="A model: directory, FILE.gguf or hub id.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model: directory, FILE.gguf or hub id.", callback=expand_alias)
+    ] = None,
     shape: Annotated[
         str | None, typer.Option(help=f"Or a shape with random weights: {', '.join(_SHAPES)}; default by the machine.")
     ] = None,

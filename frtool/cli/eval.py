@@ -11,6 +11,7 @@ import typer
 from frtool.config import EMBEDDED, SearchConfig
 from frtool.errors import UsageError
 
+from .settings import expand_alias
 from .values import algorithm_options, size, unescape
 
 _SEARCH, _ENGINE, _OUTPUT = "Search", "Model and memory", "Output"
@@ -67,6 +68,7 @@ def evaluate(
             "--model",
             "-m",
             help="`embedded`, a model directory, a GGUF file, or a Hugging Face id.",
+            callback=expand_alias,
             rich_help_panel=_ENGINE,
         ),
     ] = EMBEDDED,
