@@ -110,7 +110,7 @@ def terminal_chart(report: AttentionReport, console: Console) -> str:
     from frtool.view.chart import Series, chart
 
     rows = sorted(report.rows, key=lambda row: row.batch)
-    lines = {
+    lines: dict[str, list[tuple[int, float | None]]] = {
         "tree": [(row.batch, row.tree_us) for row in rows],
         "linear, shared pages": [(row.batch, row.linear_shared_us) for row in rows],
         "linear, copied KV": [(row.batch, row.linear_copied_us) for row in rows],
