@@ -66,8 +66,8 @@ def run_forest_benchmark(
         prompt=prompts[0], algorithm="best-of-n", algorithm_options={"n": rollouts}, steps=1 << 20, batch=rollouts
     )
     together = _batch(loaded, config, batch)
-    for run in (lambda: _alone(loaded, config, prompts[:1]), lambda: _together(loaded, config, prompts[:2], together)):
-        run()  # what compiles or allocates at first use
+    _alone(loaded, config, prompts[:1])  # what compiles or allocates at first use
+    _together(loaded, config, prompts[:2], together)
     seconds: tuple[list[float], list[float]] = [], []
     for _ in range(repeats):
         first, lone = _timed(lambda: _alone(loaded, config, prompts))

@@ -194,7 +194,7 @@ class Root:
 
     def _bytes_used(self) -> int:
         """Of the blocks that this tree's branches hold, each counted once."""
-        holders = (*self.holdings.kept.values(), *self.holdings.done.values(), *self.open.values())
+        holders: list[Kept | Row] = [*self.holdings.kept.values(), *self.holdings.done.values(), *self.open.values()]
         branches = [holder.branch_id for holder in holders if holder.branch_id is not None]
         tables = self.forest.allocator.block_tables(branches)
         return len(np.unique(tables[tables >= 0])) * self.forest.allocator.block_bytes

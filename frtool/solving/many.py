@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING
@@ -101,7 +101,7 @@ class Many:
 
     def run(
         self, questions: Iterable[Question | None], *, tick_seconds: float = float("inf")
-    ) -> Iterator[tuple[Attempt, Event]]:
+    ) -> Generator[tuple[Attempt, Event], None, None]:
         """Every event with its question, `Ended` last; a question that fails has an `Ended` at least, and its error.
 
         Questions are taken as room for them comes. None says that there is none yet: the source is asked again after

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, TypedDict, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypedDict, cast, get_args, get_type_hints
 
 from frtool.config import EMBEDDED, SearchConfig
 from frtool.errors import UsageError
@@ -104,7 +104,7 @@ def _factory(algorithm: Any) -> Callable[[], Algorithm]:
         return lambda: algorithm
     if not callable(algorithm):
         raise UsageError(f"algorithm is of type {type(algorithm).__name__}, without `ask`, and makes none that has it")
-    return algorithm
+    return cast(Callable[[], Algorithm], algorithm)
 
 
 def _check_types(given: dict[str, Any]) -> None:
