@@ -18,7 +18,10 @@ from .difference import THE_END, Comparison, Difference, added, compare_trees, d
 CHANCE = {"seconds", "interrupted", "memory", UNFINISHED}
 """Ends that may come anywhere: by a clock, a key, a full memory or a cut file. Any other comes at the same node."""
 _ENDS = ("reason", "best", "answer", "votes", "verified", "policy_tokens", "scorer_tokens", "nodes", "terminals")
-_SURROUNDINGS = ("name", "parameters", "dtype", "device", "attention", "scorer", "verifier", "torch")
+_SURROUNDINGS = (
+    "name", "parameters", "weights", "dtype", "device", "capability", "attention", "scorer", "verifier", "torch",
+    "frtool",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,4 +138,5 @@ def _ends(recorded: Ended, events: list[Event]) -> Difference | None:
 def _surroundings(search: RecordedSearch, events: list[Event]) -> dict[str, tuple[Any, Any]]:
     here = getattr(events[0], "model", {}) if events else {}
     there = search.run.model
-    return {k: (there.get(k), here.get(k)) for k in _SURROUNDINGS if there.get(k) != here.get(k)}
+    known = [name for name in _SURROUNDINGS if name in there]  # an older trace says less
+    return {name: (there[name], here.get(name)) for name in known if there[name] != here.get(name)}
