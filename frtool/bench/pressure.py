@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from frtool.config import SearchConfig
 from frtool.session import Session
-from frtool.view.model import TreeModel, tree_record
+from frtool.view.model import TreeModel
+from frtool.view.record import tree_record
 
 if TYPE_CHECKING:
     from frtool.models.load import LoadedModel

@@ -6,7 +6,8 @@ from typing import Any
 
 from frtool import __version__
 from frtool.search.events import Ended
-from frtool.view.model import TreeModel, tree_record
+from frtool.view.model import TreeModel
+from frtool.view.record import tree_record
 
 SOLVED, FAILED, UNSOLVED = 0, 1, 3
 

@@ -15,7 +15,8 @@ from frtool.view.draw import draw
 from frtool.view.fold import fold
 from frtool.view.glyphs import ASCII, UNICODE
 from frtool.view.line import Line
-from frtool.view.model import TreeModel, tree_record
+from frtool.view.model import TreeModel
+from frtool.view.record import tree_record
 
 WIDE_TEXT = st.text(
     st.characters(exclude_categories=("Cs",)) | st.sampled_from("日本語👍🏽e\u0301\x1b\u202e\n"), max_size=60
