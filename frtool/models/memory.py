@@ -31,8 +31,13 @@ def require_memory(name: str, needed: int, device: torch.device) -> None:
     if needed + HEADROOM_BYTES > free:
         raise ModelError(
             f"{name} needs {size_text(needed)} for its weights, {device} has {size_text(free)} free",
-            hint="use a smaller model, --dtype bfloat16, or a device with more memory",
+            hint=f"here fit up to {_parameters_text((free - HEADROOM_BYTES) // 2)} parameters with --dtype bfloat16, half "
+            "as many with float32; or take a device with more memory",
         )
+
+
+def _parameters_text(count: int) -> str:
+    return f"{max(count, 0) / 1e9:.1f} B" if count >= 1e9 else f"{max(count, 0) / 1e6:.0f} M"
 
 
 def size_text(count: int) -> str:

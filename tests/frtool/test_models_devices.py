@@ -86,5 +86,7 @@ def test_no_known_limit_is_no_limit(tmp_path):
 def test_a_model_that_does_not_fit_is_refused_with_both_numbers(monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda device: 8_000_000_000)
     memory.require_memory("m", 7_000_000_000, CPU)
-    with pytest.raises(ModelError, match=r"m needs 16\.1 GB for its weights, cpu has 8\.0 GB free"):
+    with pytest.raises(ModelError, match=r"m needs 16\.1 GB for its weights, cpu has 8\.0 GB free") as caught:
         memory.require_memory("m", 16_100_000_000, CPU)
+    assert caught.value.hint is not None
+    assert "up to 3.9 B parameters with --dtype bfloat16" in caught.value.hint
