@@ -29,10 +29,11 @@ def require_memory(name: str, needed: int, device: torch.device) -> None:
     """Raise ModelError with both numbers when `needed` bytes of weights do not fit on `device`."""
     free = free_memory(device)
     if needed + HEADROOM_BYTES > free:
+        most = _parameters_text((free - HEADROOM_BYTES) // 2)
         raise ModelError(
             f"{name} needs {size_text(needed)} for its weights, {device} has {size_text(free)} free",
-            hint=f"here fit up to {_parameters_text((free - HEADROOM_BYTES) // 2)} parameters with --dtype bfloat16, half "
-            "as many with float32; or take a device with more memory",
+            hint=f"here fit up to {most} parameters with --dtype bfloat16, half as many with float32; "
+            "or take a device with more memory",
         )
 
 
