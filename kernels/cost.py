@@ -35,7 +35,7 @@ class CostRule:
     scale: float = 1.0
     narrow_key: float = 0.014
     """A key that a narrow item reads for one group."""
-    wide_key: float = 0.024
+    wide_key: float = 0.03
     """A key of a wide tile that all its owners see."""
     masked_key: float = 0.04
     """A key of a wide tile that needs a mask."""
@@ -46,7 +46,7 @@ class CostRule:
     merge: float = 0.2
     wide_merge: float = 0.3
     """A part of a group, or of a wide tile, that is merged at the end while nothing else is left to run."""
-    own_run: int = 128
+    own_run: int = 64
     """Keys that a part of a tile must share to get a wide item of their own."""
     wide_items: int | None = None
     narrow_items: int | None = None
@@ -93,15 +93,16 @@ def choose_wide(
     return none if alone < max(chain.min(), together) else wide
 
 
-_PIECES = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96])
+_PIECES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96)
 
 
 def _chunks(count: np.ndarray, align: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Candidates: into how many pieces the longest stream is cut, entries a piece, items of all streams."""
     longest = int(count.max())
-    pieces = np.unique(np.minimum(_PIECES, -(-longest // align)))
-    chunks = ceil_div(ceil_div(np.array(longest), pieces), align) * align
-    return pieces, chunks, ceil_div(count, chunks[:, None]).sum(axis=1)
+    most = min(-(-longest // align), _PIECES[-1])
+    pieces = [n for n in _PIECES if n < most] + [most]
+    chunks = np.array([-(-longest // (n * align)) * align for n in pieces])
+    return np.array(pieces), chunks, ceil_div(count, chunks[:, None]).sum(axis=1)
 
 
 def wide_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: CostRule) -> np.ndarray:
@@ -118,7 +119,7 @@ def narrow_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: C
     pieces, chunks, number = _chunks(count, align)
     programs = number * heads
     work = (count.sum() * size * rule.narrow_key + number * rule.item) * heads / rule.multiprocessors
-    crowd = np.clip(programs / rule.multiprocessors, 1, 2)
+    crowd = np.minimum(np.maximum(programs / rule.multiprocessors, 1), 2)
     waves = ceil_div(programs, 2 * rule.multiprocessors)
     chain = waves * (chunks * size * rule.narrow_key * crowd + rule.item)
     finish = np.maximum(work, chain) + pieces * rule.merge

@@ -184,12 +184,23 @@ class BlockLedger:
 
     def block_tables(self, branch_ids: Sequence[int]) -> np.ndarray:
         """int32 `[len(branch_ids), most blocks]`, a copy; rows end in -1 where a branch has fewer blocks."""
-        branches = [self._branch(i) for i in branch_ids]
-        blocks = np.array([self._blocks_for(b.length) for b in branches], np.int64)
+        return self.layout(branch_ids)[0]
+
+    def layout(self, branch_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """`block_tables` and `lengths` of the branches, at once."""
+        try:
+            branches = list(map(self._branches.__getitem__, branch_ids))
+        except KeyError as unknown:
+            raise UnknownBranch(unknown.args[0]) from None
+        lengths = np.array([b.length for b in branches], np.int64)
+        rows = np.array([b._row for b in branches], np.int64)
+        blocks = -(-lengths // self.block_size)
         width = int(blocks.max(initial=0))
-        tables = self._tables[[b._row for b in branches], :width].astype(np.int32)
-        tables[np.arange(width) >= blocks[:, None]] = -1
-        return tables
+        least = int(blocks.min(initial=width))
+        tables = self._tables[rows, :width].astype(np.int32)
+        if least < width:
+            tables[:, least:][np.arange(least, width) >= blocks[:, None]] = -1
+        return tables, lengths
 
     def slots(self, branch_id: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """int64 `[stop - start]`: slots of the tokens at positions `start` to `stop` (default: the end)."""

@@ -47,7 +47,7 @@ class TreePlan:
     def query_positions(self) -> np.ndarray:
         """int64 `[T]`: the position of every query token on its branch."""
         starts = self.lengths.astype(np.int64) - self.q_start[1:]
-        positions: np.ndarray = np.arange(self.num_queries) + np.repeat(starts, self.q_lens)
+        positions: np.ndarray = np.arange(self.num_queries) + starts.repeat(self.q_lens)
         return positions
 
 
@@ -63,12 +63,12 @@ def plan_tree(
         raise ValueError("attention needs at least one branch")
     if len(set(ids)) != len(ids):
         raise ValueError("a branch is listed twice")
-    tables = allocator.block_tables(ids)
-    lengths = allocator.lengths(ids).astype(np.int32)
+    tables, counts = allocator.layout(ids)
+    lengths = counts.astype(np.int32)
     queries = np.ones(len(ids), np.int32) if q_lens is None else np.asarray(q_lens, np.int32)
     if queries.shape != lengths.shape:
         raise ValueError(f"{len(ids)} branches but {queries.size} query counts")
-    bad = np.flatnonzero((queries < 1) | (queries > lengths))
+    bad = ((queries < 1) | (queries > lengths)).nonzero()[0]
     if len(bad):
         i = bad[0]
         raise ValueError(f"branch {ids[i]} of {lengths[i]} tokens cannot have {queries[i]} query tokens")
@@ -96,8 +96,12 @@ def _depth_first(tables: np.ndarray, num_blocks: int) -> np.ndarray:
     depth = np.count_nonzero(leaders < np.arange(rows)[:, None], axis=1)
     leader = leaders[np.arange(rows), np.maximum(depth - 1, 0)]
     leader[depth == 0] = -1
+    alone = leader < 0
+    if alone[leader].all():  # every row follows one that follows none: no deeper than a prompt and its branches
+        row = np.arange(rows)
+        return np.lexsort((-depth, ~alone, np.where(alone, row, leader))).astype(np.int32)
     followers: list[list[int]] = [[] for _ in range(rows + 1)]
-    for row in np.argsort(-depth, kind="stable").tolist():
+    for row in (-depth).argsort(kind="stable").tolist():
         followers[leader[row]].append(row)
     order = []
     stack = followers[-1][::-1]
@@ -120,9 +124,9 @@ def _nodes(tables: np.ndarray, num_blocks: int) -> tuple[np.ndarray, np.ndarray,
     lo, start = np.nonzero(begins)
     hi = lo + counts[lo, start]
     node_of_block = np.empty(num_blocks, np.int32)
-    node_of_block[tables[new]] = np.cumsum(begins[new]) - 1
+    node_of_block[tables[new]] = begins[new].cumsum() - 1
     parent = np.where(start > 0, node_of_block[tables[lo, start - 1]], -1)
     row_stop = np.count_nonzero(held, axis=1)[lo]
-    follows = np.append(lo[1:] == lo[:-1], False)  # the next node continues this row
-    stop = np.where(follows, np.append(start[1:], 0), row_stop)
+    follows = np.concatenate([lo[1:] == lo[:-1], [False]])  # the next node continues this row
+    stop = np.where(follows, np.concatenate([start[1:], [0]]), row_stop)
     return tuple(a.astype(np.int32) for a in (start, stop, lo, hi, parent))  # type: ignore[return-value]

@@ -64,8 +64,15 @@ class _Streams:
 
 def _within(counts: np.ndarray) -> np.ndarray:
     """0..counts[0]-1, 0..counts[1]-1, ..."""
-    stops = np.cumsum(counts)
-    return np.arange(stops[-1] if len(stops) else 0) - np.repeat(stops - counts, counts)
+    stops = counts.cumsum()
+    return np.arange(stops[-1] if len(stops) else 0) - (stops - counts).repeat(counts)
+
+
+def _begins(values: np.ndarray) -> np.ndarray:
+    """Where runs of equal values begin."""
+    new = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=new[1:])
+    return new.nonzero()[0]
 
 
 def schedule_tree(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule) -> Schedule:
@@ -74,32 +81,30 @@ def schedule_tree(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule) 
     order = tree.order
     lengths = tree.lengths[order].astype(np.int64)
     asked = tree.q_lens[order].astype(np.int64)
-    query = np.zeros(len(order) + 1, np.int64)
-    np.cumsum(asked, out=query[1:])
-    total = int(query[-1])
+    total = tree.num_queries
     one_each = total == len(order)
     if one_each:
         query_token, query_pos = tree.q_start[order], lengths - 1
+        query_lo, query_hi = tree.node_lo.astype(np.int64), tree.node_hi.astype(np.int64)
     else:
-        query_token = np.repeat(tree.q_start[order], asked) + _within(asked)
-        query_pos = np.repeat(lengths - asked, asked) + _within(asked)
-
-    query_lo, query_hi = query[tree.node_lo], query[tree.node_hi]
+        query = np.zeros(len(order) + 1, np.int64)
+        np.cumsum(asked, out=query[1:])
+        query_token = tree.q_start[order].repeat(asked) + _within(asked)
+        query_pos = (lengths - asked).repeat(asked) + _within(asked)
+        query_lo, query_hi = query[tree.node_lo], query[tree.node_hi]
     node_start = tree.node_start.astype(np.int64) * split
     node_entries = tree.node_stop * split - node_start
-    # Tokens that every query below the node sees.
-    node_seen = np.minimum.reduceat(np.append(lengths - asked + 1, 0), _spans(tree))[::2]
 
     tile_queries = shape.group_queries * max(shape.tile_groups, 1)
     num_groups = -(-total // shape.group_queries)
     first_tile = query_lo // tile_queries
     tiles = (query_hi - 1) // tile_queries + 1 - first_tile
-    node = np.repeat(np.arange(len(tiles)), tiles)
+    node = np.arange(len(tiles)).repeat(tiles)
     tile = first_tile[node] + _within(tiles)
     entries = node_entries[node]
     if not one_each:  # keys after the last query of the tile are seen by none
         latest = np.maximum.reduceat(query_pos, np.arange(0, total, tile_queries))
-        entries = np.clip(latest[tile] // size + 1 - node_start[node], 0, entries)
+        entries = np.minimum(np.maximum(latest[tile] // size + 1 - node_start[node], 0), entries)
     lo = np.maximum(query_lo[node], tile * tile_queries)
     hi = np.minimum(query_hi[node], (tile + 1) * tile_queries)
     group_lo, group_hi = lo // shape.group_queries, (hi - 1) // shape.group_queries + 1
@@ -111,11 +116,11 @@ def schedule_tree(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule) 
         streams.append(
             _wide_streams(
                 node[wide], tile[wide], lo[wide], hi[wide], group_lo[wide], group_hi[wide], entries[wide],
-                covers[wide], node_seen, node_start, size, shape.group_queries, rule,
+                covers[wide], _seen(tree), node_start, size, shape.group_queries, rule,
             )
         )  # fmt: skip
     if not wide.all():
-        narrow = np.flatnonzero(~wide)
+        narrow = (~wide).nonzero()[0]
         streams.append(_narrow_streams(*(a[narrow] for a in (node, entries, group_lo, group_hi))))
     kinds = [WIDE] * bool(wide.any()) + [NARROW] * (not wide.all())
 
@@ -126,7 +131,7 @@ def schedule_tree(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule) 
         lists.append((stream.node, stream.entries, _owners(stream, query_lo, query_hi, shape.group_queries)))
         offset += int(count.sum())
     pair_node, pair_entries, pair_owners = (np.concatenate(a) for a in zip(*lists, strict=True))
-    which = np.repeat(np.arange(len(pair_node)), pair_entries)
+    which = np.arange(len(pair_node)).repeat(pair_entries)
     of_node = pair_node[which]
     index = node_start[of_node] + _within(pair_entries)
     row = order[tree.node_lo][of_node]
@@ -135,8 +140,7 @@ def schedule_tree(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule) 
     mark = pair_owners[which] | _held(tree, of_node, base, size) << 16 | base << 32
 
     records, num_slots = _record(_launch_order(items, heads, rule), num_groups, shape.merge_groups)
-    tables = (records, block, of_node, query_token, query_pos)
-    records, block, of_node, query_token, query_pos = (a.astype(np.int32) for a in tables)
+    block, of_node, query_token, query_pos = (a.astype(np.int32) for a in (block, of_node, query_token, query_pos))
     return Schedule(records, block, mark, of_node, query_token, query_pos, num_groups, num_slots)
 
 
@@ -157,24 +161,30 @@ def grown(schedule: Schedule, before: TreePlan, tree: TreePlan, size: int) -> Sc
     return replace(schedule, entry_mark=mark, query_pos=position.astype(np.int32))
 
 
-def _spans(tree: TreePlan) -> np.ndarray:
-    return np.stack([tree.node_lo, tree.node_hi], axis=1).ravel()
+def _below(least: bool, of_branch: np.ndarray, tree: TreePlan) -> np.ndarray:
+    """Per node: the least or largest of the branches below it."""
+    spans = np.stack([tree.node_lo, tree.node_hi], axis=1).ravel()
+    return (np.minimum if least else np.maximum).reduceat(np.concatenate([of_branch[tree.order], [0]]), spans)[::2]
+
+
+def _seen(tree: TreePlan) -> np.ndarray:
+    """Per node: tokens that every query below it sees."""
+    return _below(True, tree.lengths - tree.q_lens + 1, tree)
 
 
 def _held(tree: TreePlan, node: np.ndarray, base: np.ndarray, size: int) -> np.ndarray:
     """Per entry: tokens of it that the longest branch below its node holds."""
-    ends = np.maximum.reduceat(np.append(tree.lengths[tree.order], 0), _spans(tree))[::2]
-    return np.clip(ends[node] - base, 0, size)
+    return np.minimum(np.maximum(_below(False, tree.lengths, tree)[node] - base, 0), size)
 
 
 def _narrow_streams(node: np.ndarray, entries: np.ndarray, group_lo: np.ndarray, group_hi: np.ndarray) -> _Streams:
     """One stream a group."""
     reach = group_hi - group_lo
-    pair = np.repeat(np.arange(len(node)), reach)
-    group = np.repeat(group_lo, reach) + _within(reach)
-    by_group = np.argsort(group, kind="stable")
+    pair = np.arange(len(node)).repeat(reach)
+    group = group_lo.repeat(reach) + _within(reach)
+    by_group = group.argsort(kind="stable")
     group, pair = group[by_group], pair[by_group]
-    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    starts = _begins(group)
     first = group[starts]
     nothing = np.zeros_like(first)
     return _Streams(node[pair], entries[pair], np.zeros_like(pair), starts, first, first + 1, nothing, nothing)
@@ -186,17 +196,19 @@ def _wide_streams(
     group_queries: int, rule: CostRule,
 ) -> _Streams:  # fmt: skip
     """One stream a tile, and one more for each long run of entries that the same part of the tile shares."""
-    span = int(hi.max()) + 1
-    _, run, where = np.unique((tile * span + lo) * span + hi, return_index=True, return_inverse=True)
-    long_run = np.bincount(where, entries * size) >= rule.own_run
-    own = long_run[where] & ~covers
-    stream = tile * (len(run) + 1) + np.where(own, where + 1, 0)
-    full = np.where(covers | own, np.clip(node_seen[node] // size - node_start[node], 0, entries), 0)
+    own, stream = np.zeros(len(tile), bool), tile
+    if not covers.all():
+        span = int(hi.max()) + 1
+        _, run, where = np.unique((tile * span + lo) * span + hi, return_index=True, return_inverse=True)
+        long_run = np.bincount(where, entries * size) >= rule.own_run
+        own = long_run[where] & ~covers
+        stream = tile * (len(run) + 1) + np.where(own, where + 1, 0)
+    full = np.where(covers | own, np.minimum(np.maximum(node_seen[node] // size - node_start[node], 0), entries), 0)
     # Pairs that all owners see come first, then the one that they see in part, then those that need a mask.
     rank = np.where(full == entries, 0, np.where(full > 0, 1, 2))
     by_stream = np.lexsort((rank, stream))
     stream = stream[by_stream]
-    starts = np.flatnonzero(np.diff(stream, prepend=-1))
+    starts = _begins(stream)
     head = by_stream[starts]
     first, last = np.minimum.reduceat(group_lo[by_stream], starts), np.maximum.reduceat(group_hi[by_stream], starts)
     query0 = first * group_queries
@@ -205,21 +217,24 @@ def _wide_streams(
     return _Streams(node[by_stream], entries[by_stream], full[by_stream], starts, first, last, owners_lo, owners_hi)
 
 
-def _full_entries(stream: _Streams) -> np.ndarray:
-    """Per stream: how many entries from its front every owner sees in full."""
+def _full_entries(stream: _Streams, count: np.ndarray) -> np.ndarray:
+    """Per stream: how many of its `count` entries, from the front, every owner sees in full."""
     whole = stream.full == stream.entries
-    ends = np.append(stream.starts[1:], len(whole))
-    broken = np.append(np.flatnonzero(~whole), len(whole))
+    if whole.all():
+        return count
+    ends = np.concatenate([stream.starts[1:], [len(whole)]])
+    broken = np.concatenate([(~whole).nonzero()[0], [len(whole)]])
     first = np.minimum(broken[np.searchsorted(broken, stream.starts)], ends)  # the first pair that is not whole
-    before = np.append(0, np.cumsum(stream.entries))
-    return before[first] - before[stream.starts] + np.where(first < ends, np.append(stream.full, 0)[first], 0)
+    before = np.concatenate([[0], stream.entries.cumsum()])
+    part = np.where(first < ends, np.concatenate([stream.full, [0]])[first], 0)
+    return before[first] - before[stream.starts] + part
 
 
 def _owners(stream: _Streams, query_lo: np.ndarray, query_hi: np.ndarray, group_queries: int) -> np.ndarray:
     """Per pair: the first of the stream's queries that owns the node's entries | how many do << 8."""
-    pairs = np.diff(np.append(stream.starts, len(stream.node)))
-    origin = np.repeat(stream.group_lo, pairs) * group_queries
-    width = np.repeat(stream.group_hi - stream.group_lo, pairs) * group_queries
+    pairs = np.concatenate([stream.starts[1:], [len(stream.node)]]) - stream.starts
+    origin = stream.group_lo.repeat(pairs) * group_queries
+    width = (stream.group_hi - stream.group_lo).repeat(pairs) * group_queries
     first = np.maximum(query_lo[stream.node] - origin, 0)
     return first | (np.minimum(query_hi[stream.node] - origin, width) - first) << 8
 
@@ -239,13 +254,15 @@ def _split(
         chunk = ceil_div(count, most)
     chunk = np.maximum(ceil_div(chunk, align) * align, 1)
     number = ceil_div(count, chunk)
-    of = np.repeat(np.arange(len(count)), number)
+    of = np.arange(len(count)).repeat(number)
     begin = _within(number) * chunk[of]
     length = np.minimum(count[of] - begin, chunk[of])
     items = np.empty((len(of), 8), np.int64)
     items[:, 0] = kind
-    items[:, 1] = offset + (np.cumsum(count) - count)[of] + begin
-    items[:, 2] = np.clip(_full_entries(stream)[of] - begin, 0, length) * size // keys * keys if wide else 0
+    items[:, 1] = offset + (count.cumsum() - count)[of] + begin
+    items[:, 2] = 0
+    if wide:
+        items[:, 2] = np.minimum(np.maximum(_full_entries(stream, count)[of] - begin, 0), length) * size // keys * keys
     items[:, 3] = length * size
     items[:, 4] = stream.group_lo[of]
     items[:, 5] = (stream.group_hi - stream.group_lo)[of]
@@ -257,40 +274,44 @@ def _split(
 def _record(items: np.ndarray, num_groups: int, merge_groups: int) -> tuple[np.ndarray, int]:
     """`Schedule.items` and the number of slots: where each item leaves its part of each of its groups. Groups with wide
     parts are merged by items of their own, `merge_groups` at once, after all others."""
-    records = np.zeros((len(items), ITEM_FIELDS), np.int64)
-    records[:, :8] = items
     groups = items[:, _GROUPS]
-    item, place = np.repeat(np.arange(len(items)), groups), _within(groups)
+    item, place = np.arange(len(items)).repeat(groups), _within(groups)
     of_group = items[item, _GROUP0] + place
     parts = np.bincount(of_group, minlength=num_groups)
-    by_group = np.argsort(of_group, kind="stable")
-    records[item[by_group], _SLOT + place[by_group]] = np.arange(len(item))
-    first_slot = np.cumsum(parts) - parts
-    records[item, _FIRST_SLOT + place] = first_slot[of_group]
-    records[item, _PARTS + place] = parts[of_group]
+    first_slot = parts.cumsum() - parts
+    by_group = of_group.argsort(kind="stable")
 
     deferred = np.zeros(num_groups, bool)
     deferred[of_group[items[item, 0] == WIDE]] = True
     deferred &= parts > 1
-    narrow = items[:, 0] == NARROW
+    first = deferred.nonzero()[0]
+    if merge_groups > 1:
+        first = np.unique(first // merge_groups) * merge_groups
+
+    records = np.zeros((len(items) + len(first), ITEM_FIELDS), np.int32)
+    records[: len(items), :8] = items
+    narrow = (items[:, 0] == NARROW).nonzero()[0]
     records[narrow, _DEFERRED] = deferred[items[narrow, _GROUP0]]
-    first = np.unique(np.flatnonzero(deferred) // merge_groups) * merge_groups
-    merges = np.zeros((len(first), ITEM_FIELDS), np.int64)
-    merges[:, 0], merges[:, _GROUP0], merges[:, _GROUPS] = MERGE, first, np.minimum(num_groups - first, merge_groups)
+    records[item[by_group], _SLOT + place[by_group]] = np.arange(len(item))
+    records[item, _FIRST_SLOT + place] = first_slot[of_group]
+    records[item, _PARTS + place] = parts[of_group]
+    merges = records[len(items) :]
+    merges[:, 0], merges[:, _GROUP0] = MERGE, first
+    merges[:, _GROUPS] = np.minimum(num_groups - first, merge_groups)
     group = np.minimum(first[:, None] + np.arange(merge_groups), num_groups - 1)
     merges[:, _FIRST_SLOT : _FIRST_SLOT + merge_groups] = first_slot[group]
     merges[:, _PARTS : _PARTS + merge_groups] = np.where(deferred[group], parts[group], 0)
-    return np.concatenate([records, merges]), len(item)
+    return records, len(item)
 
 
 def _launch_order(kinds: list[np.ndarray], heads: int, rule: CostRule) -> np.ndarray:
     """All items, long ones first. A first wave of wide items takes a place on every multiprocessor; after it wide and
     narrow ones alternate so that tensor-bound and memory-bound work run side by side to the end."""
-    ranked = [items[np.argsort(-items[:, 3], kind="stable")] for items in kinds]
+    ranked = [items[(-items[:, 3]).argsort(kind="stable")] for items in kinds]
     if len(ranked) == 1:
         return ranked[0]
     wide, narrow = ranked
     wave = max(rule.multiprocessors // heads, 1)
-    progress = [np.cumsum(items[:, 3]) / items[:, 3].sum() for items in (wide[wave:], narrow) if len(items)]
+    progress = [items[:, 3].cumsum() / items[:, 3].sum() for items in (wide[wave:], narrow) if len(items)]
     rest = np.concatenate([wide[wave:], narrow])
-    return np.concatenate([wide[:wave], rest[np.argsort(np.concatenate(progress), kind="stable")]])
+    return np.concatenate([wide[:wave], rest[np.concatenate(progress).argsort(kind="stable")]])

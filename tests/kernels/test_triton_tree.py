@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from frtool.kernels.cost import CostRule
 from frtool.kernels.plan import plan_tree
-from frtool.kernels.schedule import MERGE
+from frtool.kernels.schedule import ITEM_FIELDS, MERGE
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("runs through test_triton_interpreter", allow_module_level=True)
@@ -133,7 +133,7 @@ def test_who_merges_last_changes_no_bit(random_forest: Callable[..., Any]) -> No
     outs = []
     for flip in (False, True):  # the interpreter runs programs in order: turning the items round turns arrivals round
         if flip:
-            items = launch.tables["items"].view(-1, 32)
+            items = launch.tables["items"].view(-1, ITEM_FIELDS)
             waiting = int((items[:, 0] == MERGE).sum())  # merge items come last: they wait for all others
             items[: launch.num_items - waiting] = items[: launch.num_items - waiting].flip(0)
         out = torch.full_like(forest.q, torch.nan)
