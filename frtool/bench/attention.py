@@ -34,6 +34,7 @@ class AttentionSettings:
     """None: 16, or 8 on trees where a run of tokens is no multiple of 16."""
     suite: str
     prefix: int
+    """Tokens that all branches share; 0: nothing is shared."""
     suffix: int
 
 
@@ -115,7 +116,8 @@ def run(
     gpu = device.startswith("cuda")
     dtype = dtype or ("float16" if gpu else "float32")
     batch_sizes = list(batch_sizes or ((1, 16, 64, 128, 256) if gpu else (1, 8, 32)))
-    prefix = prefix or (2048 if gpu else 512)
+    if prefix is None:
+        prefix = 2048 if gpu else 512
     suffix = suffix or (64 if gpu else 32)
     _check(batch_sizes, prefix, suffix, heads, kv_heads, head_dim, dtype, block_size, suite, baselines)
     settings = AttentionSettings(heads, kv_heads, head_dim, dtype, block_size, suite, prefix, suffix)
@@ -150,7 +152,9 @@ def _check(
     batch_sizes: Sequence[int], prefix: int, suffix: int, heads: int, kv_heads: int, head_dim: int, dtype: str,
     block_size: int | None, suite: str, baselines: Sequence[str],
 ) -> None:  # fmt: skip
-    sizes = {"prefix": prefix, "suffix": suffix, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+    if prefix < 0:
+        raise ValueError(f"prefix must be at least 0, not {prefix}")
+    sizes = {"suffix": suffix, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
     sizes |= {"block_size": 16 if block_size is None else block_size, "batch size": min(batch_sizes)}
     for name, value in sizes.items():
         if value < 1:

@@ -135,7 +135,10 @@ def flex(case: TreeCase, pool: PhysicalKVAllocator, branches: list[int], q: torc
 
 
 def _flex(attend: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any) -> torch.Tensor:
-    result: torch.Tensor = attend(q, k, v, block_mask=mask, enable_gqa=True)
+    # The kernel for short queries holds all rows of a kv head at once: from 128 rows on it finds no tile that fits.
+    rows = q.shape[2] * q.shape[1] // k.shape[1]
+    options = {"FORCE_USE_FLEX_ATTENTION": rows >= 128}
+    result: torch.Tensor = attend(q, k, v, block_mask=mask, enable_gqa=True, kernel_options=options)
     return result[0].transpose(0, 1)
 
 
@@ -158,7 +161,7 @@ def _flashinfer_decode(pool: PhysicalKVAllocator, branches: list[int], q: torch.
     indptr = torch.from_numpy(np.concatenate([[0], np.cumsum(blocks)]).astype(np.int32))
     indices = torch.from_numpy(np.concatenate([pool.block_table(b) for b in branches]).astype(np.int32))
     last = torch.from_numpy(((lengths - 1) % pool.block_size + 1).astype(np.int32))
-    workspace = torch.empty(256 << 20, dtype=torch.uint8, device=pool.device)
+    workspace = torch.zeros(256 << 20, dtype=torch.uint8, device=pool.device)
     device = pool.device
     wrapper = library.BatchDecodeWithPagedKVCacheWrapper(
         workspace, "NHD", use_cuda_graph=True, use_tensor_cores=q.shape[2] // pool.num_kv_heads >= 4,

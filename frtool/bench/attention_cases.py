@@ -67,7 +67,9 @@ def level_case(name: str, nodes: Sequence[int], tokens: Sequence[int]) -> TreeCa
 
 
 def shared_prompt_case(batch: int, prefix: int, suffix: int) -> TreeCase:
-    """One prompt of `prefix` tokens and `batch` branches of `suffix` tokens below it."""
+    """One prompt of `prefix` tokens and `batch` branches of `suffix` tokens below it; 0 for `batch` roots."""
+    if not prefix:
+        return level_case(f"B={batch}", (batch,), (suffix,))
     return level_case(f"B={batch}", (1, batch), (prefix, suffix))
 
 

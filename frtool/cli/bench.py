@@ -63,7 +63,7 @@ def attention(
     batch_sizes: Annotated[
         str | None, typer.Option("--batch-sizes", metavar="N,N,…", help="Branches; default by the machine.")
     ] = None,
-    prefix: Annotated[int | None, typer.Option(help="Tokens that the branches share.")] = None,
+    prefix: Annotated[int | None, typer.Option(help="Tokens that the branches share; 0 for none.")] = None,
     suffix: Annotated[int | None, typer.Option(help="Tokens that each branch has to itself.")] = None,
     heads: Annotated[int, typer.Option(help="Query heads.")] = 32,
     kv_heads: Annotated[int, typer.Option("--kv-heads", help="Key and value heads.")] = 8,
@@ -80,9 +80,9 @@ def attention(
     json: JsonOption = False,
 ) -> int:
     """Tree attention against linear attention and other libraries, on the same trees."""
-    for name, value in {"prefix": prefix, "suffix": suffix, "block-size": block_size}.items():
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} is {value}, but must be at least 1")
+    for name, value, least in (("prefix", prefix, 0), ("suffix", suffix, 1), ("block-size", block_size, 1)):
+        if value is not None and value < least:
+            raise UsageError(f"--{name} is {value}, but must be at least {least}")
     if terminal_plot:
         if json:
             raise UsageError("--terminal-plot has no use with --json", hint="leave one of them out")
