@@ -53,9 +53,18 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 class Numerals:
-    """Stands for a tokenizer: the text of a token is its number."""
+    """Stands for a tokenizer of bytes: the text of a token is its number."""
 
     all_special_ids: tuple[int, ...] = ()
+
+    def __init__(self) -> None:
+        from tokenizers.decoders import ByteLevel
+
+        self.decoder = ByteLevel()
+
+    @property
+    def backend_tokenizer(self) -> Numerals:
+        return self
 
     def decode(self, ids: list[int], **_: Any) -> str:
         return "".join(f"{token} " for token in ids)

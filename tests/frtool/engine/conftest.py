@@ -62,6 +62,8 @@ def make_loaded(
     """A random Llama of two layers. `sharpness`: spread of the weights; `ends`: whether it has an end token."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from frtool.models.hook import ATTENTION_NAME
+
     tokenizer = make_char_tokenizer() if tokenizer is None else tokenizer
     settings = {
         "vocab_size": len(tokenizer),
@@ -80,7 +82,7 @@ def make_loaded(
         **config,
     }
     torch.manual_seed(seed)
-    model = LlamaForCausalLM._from_config(LlamaConfig(**settings), attn_implementation="frtool_tree", dtype=dtype)
+    model = LlamaForCausalLM._from_config(LlamaConfig(**settings), attn_implementation=ATTENTION_NAME, dtype=dtype)
     known = tokenizer.get_vocab()
     marks = ("<prm>", "<+>", "<->")
     return LoadedModel(
