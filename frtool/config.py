@@ -8,13 +8,17 @@ from typing import Any
 
 from frtool.errors import UsageError
 from frtool.search.budget import Budget
+from frtool.tasks.puzzle import parse_puzzle
 
 EMBEDDED = "embedded"
 VERDICTS = ("arithmetic", "math", "command")
 SCORERS = ("auto", "reward", "logprob", "self-eval", "prm", *VERDICTS)
 VERIFIERS = ("auto", "none", *VERDICTS)
-# What did best on held-out puzzles at this budget (benchmarks/game24-cpu.json).
-_EMBEDDED_BEAM = {"width": 40, "keep": 10, "oversample": 1.3}
+# The beam of the embedded model. Ten paths did best on held-out puzzles (benchmarks/game24-cpu.json); fewer stay where
+# their steps would not all fit into the budget, because a beam that is cut has no answer.
+_MOST_BEAMS = 10
+_BEAM = {"expand": 4, "oversample": 1.3}
+_MOST_LINES = 5
 _BUDGETS = ("tokens", "nodes", "steps", "seconds", "kv_bytes")
 _COUNTS = ("tokens", "nodes", "steps", "kv_bytes", "max_step_tokens", "max_depth", "batch", "block_size", "kv_memory")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -95,8 +99,8 @@ class SearchConfig:
             changes["scorer"] = "prm"
         if self.verify == "auto" and (self.verify_command is not None or self.expected is not None):
             changes["verify"] = "math" if self.verify_command is None else "command"
-        if self.is_embedded and self.algorithm == "beam" and not self.algorithm_options and not budgeted:
-            changes["algorithm_options"] = dict(_EMBEDDED_BEAM)
+        if self.is_embedded and self.algorithm == "beam" and not self.algorithm_options:
+            changes["algorithm_options"] = _fitted_beam(self.prompt, changes.get("steps", self.steps))
         return replace(self, **changes)
 
     def record(self) -> dict[str, Any]:
@@ -158,6 +162,17 @@ class SearchConfig:
                 raise UsageError(f"{_flag(name)} has no use with --verify {self.verify}", hint="leave one of them out")
         if self.verify == "auto" and self.verify_command is not None and self.expected is not None:
             raise UsageError("--verify-command and --expected ask for two verifiers", hint="choose one with --verify")
+
+
+def _fitted_beam(prompt: str, steps: int | None) -> dict[str, Any]:
+    """The options of a beam that comes to its end within `steps`, even if it samples as often as it may."""
+    expand, oversample = _BEAM["expand"], _BEAM["oversample"]
+    keep = _MOST_BEAMS
+    if steps is not None:
+        puzzle = parse_puzzle(prompt)
+        lines = _MOST_LINES if puzzle is None else len(puzzle.numbers) - 1
+        keep = max(min(steps // (lines * math.ceil(expand * oversample)), _MOST_BEAMS), 1)
+    return {"width": int(expand * keep), "keep": keep, "oversample": oversample}
 
 
 def _flag(name: str) -> str:

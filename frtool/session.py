@@ -31,7 +31,7 @@ class Session:
         self.config = problem.config
         self.loaded = equipment.loaded
         self.engine = engine
-        self.algorithm = equipment.algorithm()
+        self.algorithm = equipment.algorithm(problem.config)
         self.scorer = scorer
         self.task = problem.task
         self.verifier = problem.verifier

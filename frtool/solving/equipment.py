@@ -36,6 +36,14 @@ class Equipment:
         """Raises UsageError for a configuration that cannot work."""
         self.custom = custom or Custom()
         self.custom.check(config)
+        self.config = self.resolve(config)
+        self._preset: RewardPreset | None = None
+        if config.reward_model is not None:
+            self._preset = find_preset(config.reward_preset, config.reward_model)
+        self._reward_model: LoadedModel | None = None
+
+    def resolve(self, config: SearchConfig) -> SearchConfig:
+        """`config` with every default, those of the algorithm's options too. Raises UsageError."""
         config = config.resolved()
         if self.custom.algorithm is None:
             try:
@@ -45,11 +53,7 @@ class Equipment:
                 hint = "`frtool search --help` lists the algorithms and their options"
                 raise UsageError(str(error), hint=hint) from None
             config = replace(config, algorithm_options=options)
-        self.config = self.custom.named(config)
-        self._preset: RewardPreset | None = None
-        if config.reward_model is not None:
-            self._preset = find_preset(config.reward_preset, config.reward_model)
-        self._reward_model: LoadedModel | None = None
+        return self.custom.named(config)
 
     def load(self, progress: Progress, loaded: LoadedModel | None = None) -> None:
         """Load the model, unless it is given, and the reward model, where one is wanted. Raises ModelError."""
@@ -65,15 +69,16 @@ class Equipment:
             offline=config.offline,
             trust_remote_code=config.trust_remote_code,
             on_progress=progress,
+            light=True,
         )
         if self._preset is not None:
             self._load_reward_model(self._preset, progress)
 
-    def algorithm(self) -> Algorithm:
-        """A fresh one."""
+    def algorithm(self, config: SearchConfig) -> Algorithm:
+        """A fresh one, for a search of this resolved configuration."""
         if self.custom.algorithm is not None:
             return self.custom.algorithm()
-        return make_algorithm(self.config.algorithm, self.config.algorithm_options)
+        return make_algorithm(config.algorithm, config.algorithm_options)
 
     def reward_pool(self) -> RewardPool | None:
         """A pool for the reward model's reading of many problems, where there is such a model."""
@@ -124,7 +129,7 @@ class Equipment:
 
         custom = self.custom.scorer
         reads = self._takes_own_rewards() if custom is None else getattr(custom, "reads_rewards", False)
-        return EngineOptions.from_config(self.config, self.algorithm(), reads_rewards=reads)
+        return EngineOptions.from_config(self.config, self.algorithm(self.config), reads_rewards=reads)
 
     def model_record(self, problem: Problem, scorer: Scorer, passes: str) -> dict[str, Any]:
         """What the trace says of the model and of what it runs on. `passes`: how its forward passes run."""

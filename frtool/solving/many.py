@@ -55,8 +55,10 @@ class Many:
     algorithm's options hold for each.
     """
 
-    def __init__(self, equipment: Equipment, forest: Forest, pool: RewardPool | None) -> None:
+    def __init__(self, asked: SearchConfig, equipment: Equipment, forest: Forest, pool: RewardPool | None) -> None:
+        """`asked` is the configuration before its defaults were filled in, which some prompts change."""
         self.config = equipment.config
+        self._asked = asked
         self.loaded = equipment.loaded
         self.forest = forest
         self.active = 0
@@ -90,12 +92,13 @@ class Many:
         from frtool.engine import Forest
 
         if config.batch is None:
-            equipment.config = replace(equipment.config, batch=_ROWS.get(equipment.loaded.device.type, _ROWS["cpu"]))
+            config = replace(config, batch=_ROWS.get(equipment.loaded.device.type, _ROWS["cpu"]))
+            equipment.config = replace(equipment.config, batch=config.batch)
         options = equipment.engine_options()
         if options.expected_tokens is not None:
             # The roots that find rows at one time, at half of the rows of a search that widens and narrows.
             options = replace(options, expected_tokens=options.expected_tokens * max(options.batch // 4, 2))
-        many = cls(equipment, Forest(equipment.loaded, options), equipment.reward_pool())
+        many = cls(config, equipment, Forest(equipment.loaded, options), equipment.reward_pool())
         many._read_trunk()
         return many
 
@@ -171,7 +174,7 @@ class Many:
             raise
         attach(scorer, root)
         search = pausing_search(
-            algorithm=equipment.algorithm(),
+            algorithm=equipment.algorithm(config),
             generator=root,
             scorer=scorer,
             task=problem.task,
@@ -203,9 +206,7 @@ class Many:
 
     def _config(self, question: Question) -> SearchConfig:
         """The configuration for one question. Raises UsageError for one without the answer that its judge needs."""
-        config = self._equipment.config
-        if not question.prompt.strip():
-            raise UsageError("the prompt is empty")
+        config = self._asked
         expected, verify = question.expected, config.verify
         if self._equipment.custom.verifier is not None:
             expected = None
@@ -217,4 +218,5 @@ class Many:
             verify = "math"
         else:
             expected = None
-        return replace(config, prompt=question.prompt, expected=expected, verify=verify)
+        asked = replace(config, prompt=question.prompt, expected=expected, verify=verify)
+        return self._equipment.resolve(asked)

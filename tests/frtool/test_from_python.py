@@ -95,6 +95,18 @@ def test_many_prompts_give_the_trees_of_lone_searches(model: Any) -> None:
         ]
 
 
+@pytest.mark.parametrize("steps", [48, None])
+def test_the_default_beam_comes_to_its_end_within_the_budget(model: Any, steps: int | None) -> None:
+    prompts = [PUZZLE, "Use 2 5 9 14 37 8 to reach 411"]
+    budget = frtool.Budget(steps=steps)
+    widths = set()
+    for result in frtool.search_many(prompts, model=model, budget=budget):
+        assert result.reason == "finished"
+        assert result.usage.terminals
+        widths.add(result.config["algorithm_options"]["width"])
+    assert len(widths) == 2  # a longer puzzle leaves less to each line
+
+
 class Constant:
     name = "constant"
 
