@@ -58,7 +58,7 @@ def plan_tree(
 
     Raises ValueError for no branch, a repeated branch, or a query count outside 1..length; UnknownBranch.
     """
-    ids = tuple(int(i) for i in branch_ids)
+    ids = tuple(map(int, branch_ids))
     if not ids:
         raise ValueError("attention needs at least one branch")
     if len(set(ids)) != len(ids):
@@ -73,7 +73,7 @@ def plan_tree(
         i = bad[0]
         raise ValueError(f"branch {ids[i]} of {lengths[i]} tokens cannot have {queries[i]} query tokens")
     q_start = np.zeros(len(ids) + 1, np.int32)
-    np.cumsum(queries, out=q_start[1:])
+    queries.cumsum(out=q_start[1:])
     # Blocks that all branches hold form one node: of these columns one is enough to plan the rest.
     skip = max(int(np.count_nonzero((tables == tables[0]).all(axis=0))) - 1, 0)
     order = _depth_first(tables[:, skip:], allocator.num_blocks)
@@ -97,7 +97,7 @@ def _depth_first(tables: np.ndarray, num_blocks: int) -> np.ndarray:
     leader = leaders[np.arange(rows), np.maximum(depth - 1, 0)]
     leader[depth == 0] = -1
     alone = leader < 0
-    if alone[leader].all():  # every row follows one that follows none: no deeper than a prompt and its branches
+    if alone[np.maximum(leader, 0)].all():  # nobody follows a follower: a prompt and its branches, no deeper
         row = np.arange(rows)
         return np.lexsort((-depth, ~alone, np.where(alone, row, leader))).astype(np.int32)
     followers: list[list[int]] = [[] for _ in range(rows + 1)]
