@@ -112,6 +112,7 @@ def _load(plan: Plan, loaded: list[LoadedModel], tell: Callable[[str], None]) ->
         offline=search.offline,
         trust_remote_code=search.trust_remote_code,
         on_progress=tell,
+        light=True,
     )
     loaded.append(model)
     return model

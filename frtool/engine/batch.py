@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from frtool.kernels.attention import plan_attention
-from frtool.models.hook import TreeBatch, forward_tree
+from frtool.models.tree_pass import TreeBatch, forward_tree
 
 if TYPE_CHECKING:
     from frtool.kernels.allocator import PhysicalKVAllocator

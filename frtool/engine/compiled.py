@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from frtool.models.hook import ATTENTION_NAME, tree_attention_forward
+from frtool.models.tree_pass import ATTENTION_NAME, tree_attention_forward
 
 
 class CompiledLayers:
@@ -22,7 +22,7 @@ class CompiledLayers:
         """Raises AttributeError for a model whose decoder has no list of layers."""
         from transformers.modeling_utils import AttentionInterface
 
-        AttentionInterface.register(ATTENTION_NAME, torch.compiler.disable(tree_attention_forward))
+        AttentionInterface.register(ATTENTION_NAME, torch.compiler.disable(tree_attention_forward))  # type: ignore[no-untyped-call]
         layers = list(model.get_decoder().layers)
         # Kinds of layers, attention windows and the batch of one each need a version of the same code.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)

@@ -13,7 +13,7 @@ import torch
 
 from frtool.kernels.attention import plan_attention
 from frtool.kernels.plan import plan_tree
-from frtool.models.hook import TreeBatch, model_logits
+from frtool.models.tree_pass import TreeBatch, model_logits
 
 from .readout import Readout
 

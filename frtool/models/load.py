@@ -16,7 +16,6 @@ from .checkpoint import read_config, require_tokenizer, summarize_weights
 from .devices import choose_device, choose_dtype, set_threads
 from .gguf_header import GgufHeader, read_gguf_header
 from .gguf_reading import parsed_once
-from .hook import ATTENTION_NAME
 from .memory import require_memory
 from .packed import can_pack, pack_model
 from .resolve import ModelSource, Progress, resolve_model
@@ -73,17 +72,27 @@ def load_model(
     offline: bool = False,
     trust_remote_code: bool = False,
     on_progress: Progress | None = None,
+    light: bool = False,
 ) -> LoadedModel:
     """Load "embedded", a safetensors directory, a GGUF file or a hub id (`owner/name`, `owner/name/file.gguf`).
 
     `on_progress` gets one short line for each stage, from other threads while files are fetched. Raises ModelError,
     with a hint, for everything that is missing, corrupt, unsupported or too large, before the weights are read wherever
-    that can be known; UsageError for a device or number format that does not exist.
+    that can be known; UsageError for a device or number format that does not exist. `light` allows an embedded model
+    that runs passes over trees and nothing else, but needs no transformers, whose import takes seconds.
     """
     progress: Progress = on_progress or (lambda _: None)
     target = choose_device(device)
     source = resolve_model(spec)
     set_threads()
+    if light and source.kind == "embedded":
+        chosen = choose_dtype(dtype or "fp32", target, 0)
+        if can_pack(target, chosen):
+            from .light import load_light
+
+            loaded = load_light(source, chosen, progress)
+            set_threads(loaded.parameters)
+            return loaded
     with quiet_transformers():
         if source.kind == "hub" and source.file is not None:
             path = hub.fetch_gguf(source, offline=offline, on_progress=progress)
@@ -183,6 +192,8 @@ def read_tokenizer(source: ModelSource, directory: Path, trust_remote_code: bool
 
 def read_weights(model_class: Any, name: str, directory: Path, device: torch.device, **options: Any) -> Any:
     """The model with all its weights on `device`; nothing left at random values."""
+    from .hook import ATTENTION_NAME
+
     if device.type != "cpu":
         options["device_map"] = {"": device}
     try:

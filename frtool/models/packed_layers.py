@@ -6,6 +6,7 @@ layer computes is what transformers computes, up to rounding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,13 +14,15 @@ from torch import nn
 from torch.nn import functional
 
 from .packed import PackedLinear
+from .tree_pass import tree_attention_forward
 
 
 class PackedDecoderLayer(nn.Module):
     """A pre-norm layer with rotary embedding over whole heads and a gated MLP: Llama, Mistral, Qwen2, Qwen3."""
 
     def __init__(self, layer: Any, attention: Any) -> None:
-        """`attention`: the model's own eager attention, for configurations that ask for it."""
+        """`attention`: the model's own eager attention, for configurations that ask for it. None: passes over trees
+        are all that it runs."""
         super().__init__()
         block, mlp = layer.self_attn, layer.mlp
         self.qkv = PackedLinear(block.q_proj, block.k_proj, block.v_proj)
@@ -49,8 +52,6 @@ class PackedDecoderLayer(nn.Module):
         **kwargs: Any,
     ) -> torch.Tensor:
         """hidden_states `[batch, T, hidden]`, cos and sin `[batch, T, D]`. Returns the like of hidden_states."""
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
         assert position_embeddings is not None
         block = self.self_attn
         batch, length, _ = hidden_states.shape
@@ -62,8 +63,7 @@ class PackedDecoderLayer(nn.Module):
         query, key = rotated[:, :heads], rotated[:, heads:]
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, block.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(block.config._attn_implementation, self._eager)
-        mixed, _ = attend(
+        mixed, _ = self._attention()(
             block,
             query,
             key,
@@ -79,6 +79,17 @@ class PackedDecoderLayer(nn.Module):
         hidden_states = self.out.add_to(hidden_states, mixed.reshape(batch, length, -1))
         gate, up = self.gate_up(_norm(self.norms[1], hidden_states)).chunk(2, -1)
         return self.down.add_to(hidden_states, self.activation(gate).mul_(up))
+
+    def _attention(self) -> Callable[..., tuple[torch.Tensor, Any]]:
+        """What a transformers configuration names. Without one, the tree's."""
+        if self._eager is None:
+            return tree_attention_forward
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        attend: Callable[..., tuple[torch.Tensor, Any]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.self_attn.config._attn_implementation, self._eager
+        )
+        return attend
 
     def _head_norm(self, qkv: torch.Tensor, heads: int, kv_heads: int) -> torch.Tensor:
         """Queries and keys `[batch, T, heads + kv_heads, D]`."""

@@ -1,0 +1,177 @@
+"""The embedded model without transformers: its own few classes, for passes over trees on a CPU.
+
+Importing transformers takes longer than solving a puzzle. What is computed is, to the bit, what the packed model of
+transformers computes, and the tests hold it to that.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from frtool.errors import ModelError
+
+from .checkpoint import read_config, require_tokenizer, summarize_weights
+from .light_tokenizer import LightTokenizer
+from .packed import PackedLinear
+from .packed_layers import PackedDecoderLayer
+from .support import position_limit
+from .text import one_line
+
+if TYPE_CHECKING:
+    from .load import LoadedModel
+    from .resolve import ModelSource, Progress
+
+
+class LlamaForCausalLM(nn.Module):
+    """A Llama decoder with tied embeddings; called as transformers' own, but for passes over a tree only.
+
+    It bears the name of the architecture, which traces record.
+    """
+
+    def __init__(self, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+        """Takes the weights out of `weights`, named as in a transformers checkpoint. Raises KeyError for a missing one,
+        ValueError for a wrong shape."""
+        super().__init__()
+        text = SimpleNamespace(**config)
+        text.get_text_config = lambda decoder=True: text
+        self.config = text
+        self.embed_tokens = nn.Embedding.from_pretrained(weights.pop("model.embed_tokens.weight"))
+        head = _linear(self.embed_tokens.weight.clone(), (text.vocab_size, text.hidden_size))
+        self.lm_head = PackedLinear(head)
+        self.layers = nn.ModuleList([self._layer(weights, index) for index in range(text.num_hidden_layers)])
+        self.norm = _Norm(weights.pop("model.norm.weight"), text.rms_norm_eps)
+        steps = torch.arange(0, text.head_dim, 2, dtype=torch.float) / text.head_dim
+        self._frequencies = 1.0 / text.rope_parameters["rope_theta"] ** steps
+
+    def _layer(self, weights: dict[str, torch.Tensor], index: int) -> PackedDecoderLayer:
+        text, name = self.config, f"model.layers.{index}"
+        hidden, inner, dim = text.hidden_size, text.intermediate_size, text.head_dim
+        wide, narrow = text.num_attention_heads * dim, text.num_key_value_heads * dim
+
+        def linear(part: str, *shape: int) -> nn.Linear:
+            return _linear(weights.pop(f"{name}.{part}.weight"), shape)
+
+        def norm(part: str) -> _Norm:
+            return _Norm(weights.pop(f"{name}.{part}.weight"), text.rms_norm_eps)
+
+        block = SimpleNamespace(
+            q_proj=linear("self_attn.q_proj", wide, hidden),
+            k_proj=linear("self_attn.k_proj", narrow, hidden),
+            v_proj=linear("self_attn.v_proj", narrow, hidden),
+            o_proj=linear("self_attn.o_proj", hidden, wide),
+            layer_idx=index,
+            head_dim=dim,
+            scaling=dim**-0.5,
+        )
+        mlp = SimpleNamespace(
+            gate_proj=linear("mlp.gate_proj", inner, hidden),
+            up_proj=linear("mlp.up_proj", inner, hidden),
+            down_proj=linear("mlp.down_proj", hidden, inner),
+            act_fn=functional.silu,
+        )
+        layer = SimpleNamespace(
+            self_attn=block,
+            mlp=mlp,
+            input_layernorm=norm("input_layernorm"),
+            post_attention_layernorm=norm("post_attention_layernorm"),
+        )
+        return PackedDecoderLayer(layer, None)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embed_tokens
+
+    def forward(
+        self,
+        *,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        tree: Any,
+        logits_to_keep: torch.Tensor | int = 0,
+        use_cache: bool = False,
+    ) -> SimpleNamespace:
+        """input_ids, position_ids int64 `[1, T]`; `logits` `[1, R, vocab]` of the rows `logits_to_keep`, 0 for all."""
+        hidden = self.embed_tokens(input_ids)
+        angles = position_ids[..., None].float() * self._frequencies
+        angles = torch.cat((angles, angles), -1)
+        turns = (angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype))
+        for layer in self.layers:
+            hidden = layer(hidden, position_ids=position_ids, position_embeddings=turns, tree=tree)
+        if isinstance(logits_to_keep, torch.Tensor):
+            hidden = self.norm(hidden)[:, logits_to_keep]
+        else:
+            hidden = self.norm(hidden)[:, -logits_to_keep:]
+        return SimpleNamespace(logits=self.lm_head(hidden))
+
+
+class _Norm(nn.Module):
+    """Root mean square norm as transformers computes it."""
+
+    def __init__(self, weight: torch.Tensor, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.variance_epsilon = epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        exact = x.float()
+        exact = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * exact.to(x.dtype)
+
+
+def _linear(weight: torch.Tensor, shape: tuple[int, ...]) -> nn.Linear:
+    if tuple(weight.shape) != shape:
+        raise ValueError(f"a weight is {list(weight.shape)}, not {list(shape)}")
+    linear = nn.Linear(shape[1], shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear
+
+
+@torch.inference_mode()
+def load_light(source: ModelSource, dtype: torch.dtype, progress: Progress) -> LoadedModel:
+    """The embedded model in `dtype` on the CPU. Raises ModelError for files that are missing or do not fit together."""
+    from safetensors.torch import load_file
+
+    from .load import REWARD_TOKENS, LoadedModel, RewardTokens
+
+    directory = source.path
+    config = read_config(directory)
+    require_tokenizer(directory)
+    summary = summarize_weights(directory)
+    progress(f"loading {source.name} ({summary.stored_bytes / 1e6:,.0f} MB)")
+    try:
+        tokenizer = LightTokenizer(directory)
+        weights: dict[str, torch.Tensor] = {}
+        for file in summary.files:
+            weights.update((name, weight.to(dtype)) for name, weight in load_file(file).items())
+        model = LlamaForCausalLM(config, weights).eval()
+    except (KeyError, ValueError, OSError) as error:
+        raise ModelError(
+            f"the files of {source.name} do not fit together: {one_line(error)}", hint="reinstall frtool"
+        ) from None
+    text = model.config
+    limit, note = position_limit(text)
+    special = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        name=source.name,
+        source=str(directory),
+        dtype=dtype,
+        device=torch.device("cpu"),
+        parameters=summary.parameters,
+        vocab_size=text.vocab_size,
+        max_positions=limit,
+        position_note=note,
+        num_layers=text.num_hidden_layers,
+        num_heads=text.num_attention_heads,
+        num_kv_heads=text.num_key_value_heads,
+        head_dim=text.head_dim,
+        eos_ids=frozenset([text.eos_token_id]),
+        reward_tokens=RewardTokens(*(special[name] for name in REWARD_TOKENS)),
+        chat_template=False,
+        is_embedded=True,
+    )
