@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from frtool.bench.attention import AttentionReport, AttentionRow
+from frtool.view.figure import save_figure
 
 
 def attention_table(report: AttentionReport) -> Table:
@@ -54,7 +55,7 @@ def _number(value: float | None) -> str:
 
 
 def draw_charts(report: AttentionReport, folder: Path) -> list[Path]:
-    """speedup.png, bandwidth.png and memory.png in `folder`. Raises ImportError without matplotlib (extra `plot`)."""
+    """speedup, bandwidth, memory as PNG and SVG in `folder`. Raises ImportError without matplotlib (extra `plot`)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -64,7 +65,7 @@ def draw_charts(report: AttentionReport, folder: Path) -> list[Path]:
     names = [row.case for row in report.rows]
     gib = 2**30
 
-    def chart(file: str, title: str, unit: str, series: dict[str, list[float]]) -> Path:
+    def chart(file: str, title: str, unit: str, series: dict[str, list[float]]) -> list[Path]:
         figure, axes = pyplot.subplots(figsize=(max(6.0, 0.6 * len(names)), 4.0), layout="constrained")
         width = 0.8 / len(series)
         for i, (label, values) in enumerate(series.items()):
@@ -74,10 +75,7 @@ def draw_charts(report: AttentionReport, folder: Path) -> list[Path]:
         axes.set_ylabel(unit)
         if len(series) > 1:
             axes.legend()
-        path = folder / file
-        figure.savefig(path, dpi=150)
-        pyplot.close(figure)
-        return path
+        return save_figure(figure, folder, file)
 
     def over(value: float | None, row: AttentionRow) -> float:
         return 0.0 if value is None else value / row.tree_us
@@ -87,16 +85,16 @@ def draw_charts(report: AttentionReport, folder: Path) -> list[Path]:
     for peer in sorted({name for row in report.rows for name in row.peers_us}):
         speedup[f"over {peer}"] = [over(r.peers_us.get(peer), r) for r in report.rows]
     return [
-        chart("speedup.png", "Tree attention against others", "times faster", speedup),
-        chart(
-            "bandwidth.png", "Effective bandwidth", "GB/s",
+        *chart("speedup", "Tree attention against others", "times faster", speedup),
+        *chart(
+            "bandwidth", "Effective bandwidth", "GB/s",
             {
                 "tree": [r.bandwidth / 1e9 for r in report.rows],
                 "peak": [report.machine.bandwidth / 1e9] * len(report.rows),
             },
         ),
-        chart(
-            "memory.png", "KV memory of a layer", "GiB",
+        *chart(
+            "memory", "KV memory of a layer", "GiB",
             {
                 "a copy a branch": [r.kv_bytes_unshared / gib for r in report.rows],
                 "shared": [r.kv_bytes / gib for r in report.rows],

@@ -139,7 +139,7 @@ def _measure(
         max_step_tokens=private + 1,
         delimiter=_NEVER,
         block_size=size,
-        num_blocks=-(-prefix // size) + batch * -(-(prefix % size + private) // size),
+        num_blocks=-(-prefix // size) + batch * -(-(prefix % size + private + 1) // size),
         **options,
     )
     if on_gpu:
@@ -190,7 +190,7 @@ class _Clock:
             self._passes.run = self._run  # type: ignore[method-assign]
         else:
             self._forward_batch = forest.batch.forward
-            forest.batch.forward = self._forward  # type: ignore[method-assign]
+            forest.batch.forward = self._forward  # type: ignore[method-assign, assignment]
 
     def split(self, poll: Callable[[], None], count: int) -> tuple[float, float, float]:
         """Seconds of the median poll out of `count`: in all, of the device's pass, and of the host's own work."""
@@ -218,13 +218,13 @@ class _Clock:
             self._waited.append(time.perf_counter() - started)
             return values
 
-        drawn.wait = timed
+        drawn.wait = timed  # type: ignore[method-assign]
         return drawn
 
     def _run(self, step: Any, replayable: bool) -> None:
         started = time.perf_counter()
         if self._on_gpu:
-            marks = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            marks = _event(), _event()
             marks[0].record()
             self._run_step(step, replayable)
             marks[1].record()
@@ -238,6 +238,10 @@ class _Clock:
         logits: torch.Tensor = self._forward_batch(*arguments)
         self._busy.append(time.perf_counter() - started)
         return logits
+
+
+def _event() -> Any:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def weight_bytes(loaded: LoadedModel) -> int:

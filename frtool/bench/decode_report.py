@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
+
+from frtool.view.figure import save_figure
 
 from .decode import DecodeReport
 
@@ -45,7 +48,7 @@ def headline(report: DecodeReport) -> str:
 
 
 def draw_chart(report: DecodeReport, folder: Path) -> list[Path]:
-    """decode.png in `folder`. Raises ImportError without matplotlib (extra `plot`)."""
+    """decode.png and decode.svg in `folder`. Raises ImportError without matplotlib (extra `plot`)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -67,7 +70,22 @@ def draw_chart(report: DecodeReport, folder: Path) -> list[Path]:
     axes.set_ylabel("ms a step")
     axes.set_title(f"{report.settings['model']}, {report.machine['name']}")
     axes.legend()
-    path = folder / "decode.png"
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-    return [path]
+    return save_figure(figure, folder, "decode")
+
+
+def terminal_chart(report: DecodeReport, console: Console) -> str:
+    """The time of a step over the branches, as text. Raises UsageError where plotille is missing."""
+    from frtool.view.chart import Series, chart
+
+    lines: dict[str, list[tuple[int, float | None]]] = {
+        "frtool": [(row.batch, row.step_ms) for row in report.rows],
+        "roofline": [(row.batch, row.roofline_ms) for row in report.rows],
+    }
+    for peer in sorted({name for row in report.rows for name in row.peers_ms}):
+        lines[peer] = [(row.batch, row.peers_ms.get(peer)) for row in report.rows]
+    series = []
+    for name, points in lines.items():
+        known = [(x, y) for x, y in points if y is not None]
+        if known:
+            series.append(Series(name, [x for x, _ in known], [y for _, y in known]))
+    return chart(series, console, title="a decode step", x_label="branches", y_label="ms", log_y=True)

@@ -40,9 +40,16 @@ def decode(
     baseline: Annotated[str, typer.Option(metavar="NAME,…", help="Beside it: hf, llamacpp, or none.")] = "none",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default the best there is.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw a chart there; needs matplotlib.")] = None,
+    terminal_plot: Annotated[bool, typer.Option("--terminal-plot", help="Draw the times in the terminal too.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """A decode step of a search against its roofline and other libraries."""
+    if terminal_plot:
+        if json:
+            raise UsageError("--terminal-plot has no use with --json", hint="leave one of them out")
+        from frtool.view.chart import check_chart
+
+        check_chart()
     if model is not None and shape is not None:
         raise UsageError("--model and --shape name two models", hint="leave one of them out")
     if shape is not None and shape not in _SHAPES:
@@ -91,6 +98,10 @@ def decode(
         wide.print(decode_table(report))
         for note in report.notes:
             wide.print(safe_line(note), markup=False)
+        if terminal_plot:
+            from frtool.bench.decode_report import terminal_chart
+
+            print("\n" + terminal_chart(report, wide), end="")
     if plot is not None:
         _plot(report, plot)
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frtool.errors import UsageError
+from frtool.view.figure import save_figure
 from frtool.view.safe import safe_line
 
 from .control import RANDOM_POLICY
@@ -71,7 +72,6 @@ def plot(rows: Sequence[Summary], folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "frtool"
     from matplotlib import pyplot
 
     tasks = list(dict.fromkeys(row.task for row in rows))
@@ -101,11 +101,7 @@ def plot(rows: Sequence[Summary], folder: Path) -> list[Path]:
             axis.grid(alpha=0.3)
         by_tokens.legend(fontsize=8, loc="lower right")
     figure.tight_layout()
-    paths = [folder / f"accuracy.{kind}" for kind in ("png", "svg")]
-    for path in paths:
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(figure)
-    return paths
+    return save_figure(figure, folder, "accuracy")
 
 
 def terminal_charts(rows: Sequence[Summary], console: Console) -> str:

@@ -51,7 +51,7 @@ def chart(
     figure.with_colors = console.is_terminal and not console.no_color and not console.is_dumb_terminal
     figure.x_label, figure.y_label = x_label, y_label
     figure.x_ticks_fkt = lambda value, _: f"{10**value:,.0f}"
-    figure.y_ticks_fkt = lambda value, _: f"{10**value if log_y else value:,.0f}"
+    figure.y_ticks_fkt = lambda value, _: _tick(10**value if log_y else value)
     points = [
         (math.log10(x), math.log10(y) if log_y else y) for one in series for x, y in zip(one.xs, one.ys, strict=True)
     ]
@@ -66,6 +66,10 @@ def chart(
         text = "".join("." if _BLANK < c <= _LAST_BRAILLE else " " if c == _BLANK else c for c in text)
         text = text.encode("ascii", "replace").decode()
     return "".join(line.replace(_BLANK, " ").rstrip() + "\n" for line in text.splitlines())
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.2g}"
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:

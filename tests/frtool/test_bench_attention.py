@@ -73,7 +73,8 @@ def test_the_report_writes_json_and_prints_a_table(report: AttentionReport, tmp_
 def test_the_charts_are_drawn(report: AttentionReport, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     paths = draw_charts(report, tmp_path / "charts")
-    assert [p.name for p in paths] == ["speedup.png", "bandwidth.png", "memory.png"]
+    assert {p.stem for p in paths} == {"speedup", "bandwidth", "memory"}
+    assert [p.suffix for p in paths] == [".png", ".svg"] * 3
     assert all(p.stat().st_size > 1000 for p in paths)
 
 

@@ -68,7 +68,7 @@ def test_the_report_prints_and_draws(report: DecodeReport, tmp_path: Path) -> No
     assert "roofline" in buffer.getvalue()
     assert json.loads(json.dumps(report.to_dict()))["rows"][1]["batch"] == 5
     pytest.importorskip("matplotlib")
-    assert [path.stat().st_size > 0 for path in draw_chart(report, tmp_path)] == [True]
+    assert [path.stat().st_size > 0 for path in draw_chart(report, tmp_path)] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_benchmark_draws_its_times(capfd):
     assert "memory floor" in out
 
 
-@pytest.mark.parametrize("command", [["bench", "attention"], ["eval", "game24"]])
+@pytest.mark.parametrize("command", [["bench", "attention"], ["bench", "decode"], ["eval", "game24"]])
 def test_a_chart_is_no_json(capfd, command):
     from frtool.cli.app import run
 
