@@ -49,6 +49,9 @@ class _Launch:
         self._spare = {"query_token": queries, "query_pos": queries}
         self._spare |= {"entry_block": entries, "entry_mark": 2 * entries}
         self._capacity: dict[str, int] = {}
+        self.item_capacity = 0
+        self.partial: torch.Tensor
+        self.arrivals: torch.Tensor
         self._loaded: tuple[Schedule, TreePlan] | None = None
 
     def load(self, tree: TreePlan) -> bool:
@@ -76,8 +79,11 @@ class _Launch:
         return fits
 
     def _allocate(self, schedule: Schedule, sizes: dict[str, int]) -> None:
-        self._capacity = {name: size + max(size // 4, 64) for name, size in sizes.items()}
-        self.item_capacity = len(schedule.items) + max(len(schedule.items) // 4, 32)
+        # Never less than before, or graphs of a tree that sways would go stale again and again. Tables grow with every
+        # token, and room in them costs nothing; room for items is paid for with programs that find nothing to do.
+        slots, groups = (len(self.partial), len(self.arrivals)) if self._capacity else (0, 0)
+        self._capacity = {n: max(size + size // 2 + 256, self._capacity.get(n, 0)) for n, size in sizes.items()}
+        self.item_capacity = max(len(schedule.items) + max(len(schedule.items) // 4, 32), self.item_capacity)
         self._capacity["items"] = self.item_capacity * ITEM_FIELDS
         starts = {}
         total = 0
@@ -90,11 +96,12 @@ class _Launch:
         self._views = {n: self._host[a:b] for (n, a), b in zip(starts.items(), ends, strict=True)}
         self.tables = {n: self._buffer[a:b] for (n, a), b in zip(starts.items(), ends, strict=True)}
         self.tables["entry_mark"] = self.tables["entry_mark"].view(torch.int64)
-        slots = (schedule.num_slots + max(schedule.num_slots // 4, 64), self.heads, self.config.group_rows)
-        groups = (schedule.num_groups + max(schedule.num_groups // 4, 64), self.heads)
-        self.partial = torch.empty(*slots, self._width, dtype=self._dtype, device=self._device)
-        self.partial_lse = torch.empty(slots, dtype=torch.float32, device=self._device)
-        self.arrivals = torch.zeros(groups, dtype=torch.int32, device=self._device)
+        slots = max(schedule.num_slots + max(schedule.num_slots // 4, 64), slots)
+        groups = max(schedule.num_groups + max(schedule.num_groups // 4, 64), groups)
+        shape = (slots, self.heads, self.config.group_rows)
+        self.partial = torch.empty(*shape, self._width, dtype=self._dtype, device=self._device)
+        self.partial_lse = torch.empty(shape, dtype=torch.float32, device=self._device)
+        self.arrivals = torch.zeros(groups, self.heads, dtype=torch.int32, device=self._device)
 
 
 def _entry_size(block_size: int, config: KernelConfig) -> int:

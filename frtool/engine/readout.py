@@ -44,7 +44,8 @@ class Readout:
         of the two reward labels, the probability of the good one.
         """
         if self._fused:
-            from .fused_readout import read_rows  # Triton does not exist on every platform
+            # Triton does not exist on every platform.
+            from frtool.kernels.readout_kernel import read_rows
 
             sampler = self._sampler
             temperature = 0.0 if sampler.greedy else sampler.temperature

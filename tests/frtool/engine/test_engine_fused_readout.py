@@ -39,7 +39,7 @@ def test_the_kernels_in_the_interpreter() -> None:
 
 
 def read(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, **tokens: list[int]) -> Any:
-    from frtool.engine.fused_readout import read_rows
+    from frtool.kernels.readout_kernel import read_rows
 
     marks = {name: torch.tensor(tokens.get(name, []), dtype=torch.long, device=DEVICE) for name in MARKS}
     values = torch.full((4, len(logits)), torch.nan, device=DEVICE)

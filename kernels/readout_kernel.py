@@ -1,7 +1,7 @@
 """The readout of plain sampling in two launches: the logits are read once, and one chunk of each row once more.
 
 The first launch sums up each chunk of each row; the second finds the chunk in which the cumulative distribution passes
-the row's uniform number, and in it the token. `Readout` without it defines the numbers, up to the rounding of sums.
+the row's uniform number, and in it the token. `frtool.engine.sampling` defines the numbers, up to the rounding of sums.
 """
 
 from __future__ import annotations
@@ -107,9 +107,12 @@ def read_rows(
     values: torch.Tensor,
     tokens: torch.Tensor,
 ) -> None:
-    """`Readout` for logits `[n, vocab]` of any float type; `temperature` 0 takes the likeliest token of every row.
+    """Fill `values` float32 `[4, n]` and `tokens` int64 `[n]` from logits `[n, vocab]` of any float type.
 
-    `suppressed`, `ends`, `labels` (good and bad, or none) are int64 token ids on the device.
+    Tokens are drawn by inverting the cumulative distribution at `temperature` (0: the likeliest) with `uniforms`
+    float32 `[n]` in (0, 1), negative where the likeliest is wanted; `suppressed` ones never. The rows of `values`: the
+    token; its log-probability at temperature 1, nothing suppressed; the probability of all `ends`; of the two `labels`
+    (good and bad, or none: left as it is), the share of the first. Token ids are int64 on the device.
     """
     rows, vocab = logits.shape
     chunks = -(-vocab // _CHUNK)
