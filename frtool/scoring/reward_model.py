@@ -98,6 +98,8 @@ class RewardModelScorer:
     @torch.inference_mode()
     def score(self, nodes: Sequence[Node], steps: Sequence[Step], tree: SearchTree) -> list[float]:
         """Raises OutOfMemory where a path does not fit into the empty pool, FrtoolError for NaN."""
+        if self not in self._pool.holders:  # it was cleared
+            self._pool.holders.append(self)
         self._leave()
         values = [0.0] * len(nodes)
         jobs: list[tuple[int, list[int]]] = []

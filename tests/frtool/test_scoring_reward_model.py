@@ -17,6 +17,7 @@ from frtool.errors import FrtoolError, ModelError, UsageError
 from frtool.models.reward import load_reward_model
 from frtool.scoring.preset import RewardPreset, find_preset, parse_preset
 from frtool.scoring.reward_model import RewardModelScorer
+from frtool.scoring.reward_pool import RewardPool
 from frtool.scoring.self_eval import QUESTION as SELF_QUESTION
 from frtool.scoring.self_eval import SelfEvalScorer
 from frtool.search.events import Ended, NodeAdded
@@ -267,13 +268,15 @@ class Grown:
     def __init__(self, scorer: RewardModelScorer, layers: list[list[str]] = LAYERS, ends: bool = False) -> None:
         self.tree, self.scorer = SearchTree(), scorer
         self.nodes: list[Node] = []
-        level = [self.tree.root]
+        self.level = [self.tree.root]
         for depth, texts in enumerate(layers):
-            fresh = [
-                self.make(parent, text, last=ends and depth == len(layers) - 1) for parent in level for text in texts
-            ]
-            self.score([(step, node) for step, node in fresh])
-            level = [node for _, node in fresh]
+            self.grow(texts, last=ends and depth == len(layers) - 1)
+
+    def grow(self, texts: list[str], *, last: bool = False) -> None:
+        """One more level: a child of each text below every node of the last."""
+        fresh = [self.make(parent, text, last=last) for parent in self.level for text in texts]
+        self.score(fresh)
+        self.level = [node for _, node in fresh]
 
     def make(self, parent: Node, text: str, *, last: bool = False) -> tuple[Step, Node]:
         expand = self.tree.want(parent)
@@ -321,6 +324,26 @@ def test_a_pool_that_holds_almost_nothing_gives_the_same_values(loaded_for: Call
     assert tight.tokens > roomy.tokens / 2
     tight.clear()
     assert tight.allocator.free_blocks == tight.allocator.num_blocks
+
+
+def test_scorers_of_several_questions_share_a_pool_and_its_lack_of_room(loaded_for: Callable[[str], Any]) -> None:
+    preset = find_preset("qwen2.5-math-prm", "")
+    loaded = loaded_for(preset.name)
+    questions = [QUESTION, "How much is 2 + 2?", "What is left of 9 after 3 and 4 are gone?"]
+    alone = [Grown(RewardModelScorer(loaded, preset, text, num_blocks=512, block_size=4)) for text in questions]
+    longest = max(len(grown.scorer._layout.ids(texts(node))) for grown in alone for node in grown.nodes)
+    pool = RewardPool(loaded, num_blocks=longest // 4 + 2, block_size=4)
+    together = [RewardModelScorer(loaded, preset, text, pool=pool) for text in questions]
+    grown = [Grown(scorer, []) for scorer in together]
+    for layer in LAYERS:  # in turn, so that each takes the others' blocks
+        for tree in grown:
+            tree.grow(layer)
+    assert [tree.values() for tree in grown] == [pytest.approx(tree.values(), abs=1e-6) for tree in alone]
+    for scorer in together:
+        scorer.clear()
+    assert pool.holders == []
+    assert pool.allocator.free_blocks == pool.allocator.num_blocks
+    pool.allocator.check()
 
 
 def test_a_search_that_goes_on_pays_only_for_what_is_new(loaded_for: Callable[[str], Any]) -> None:
