@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .closing import prune
-from .families import Families, Family
+from .families import Family
+from .levels import Levels
 from .lookahead import Lookahead
 from .options import OptionError, option
 from .protocols import Expand
-from .select import AGGREGATES, choose, rank, value
+from .select import AGGREGATES, choose, rank
 from .tree import Node, SearchTree
 
 
 @dataclass
-class Beam:
+class Beam(Levels):
     """Level-synchronous beam search over steps.
 
     Level l: sample `width` distinct children of the root, later `expand` of each beam. A sample that equals a sibling,
@@ -35,9 +36,6 @@ class Beam:
     """
 
     name: ClassVar[str] = "beam"
-    greedy: ClassVar[bool] = False
-    merges: ClassVar[bool] = True
-    ordered: ClassVar[bool] = True
 
     width: int = option(16, "children of a level, over all beams", minimum=1)
     keep: int = option(4, "paths that stay after a level", minimum=1)
@@ -53,25 +51,20 @@ class Beam:
             raise OptionError(
                 f"{self.keep} beams of {self.expand} children are more than width {self.width}", option="expand"
             )
-        self._families = Families(self.oversample)
+        super().__init__()
         self._rollouts = Lookahead(self.lookahead)
         self._children: list[Node] = []
-        self._started = False
 
     def ask(self, tree: SearchTree, room: int) -> list[Expand]:
-        if not self._started:
-            self._started = True
-            self._families.want(tree, tree.root, self.width)
-        return self._families.take(room) or self._rollouts.take(room)
+        return super().ask(tree, room) or self._rollouts.take(room)
 
     def tell(self, tree: SearchTree, expand: Expand, node: Node) -> list[Node]:
-        if node.id == expand.id and node.terminal is not None:
-            tree.backup(node, self._worth(node))
         leaving: list[Node] = []
         if self._rollouts:
+            self._back_up(tree, expand, node)
             self._rollouts.tell(tree, node)
         else:
-            family = self._families.tell(tree, expand, node)
+            family = self._tell(tree, expand, node)
             if family is None:
                 return []
             self._complete(tree, family, leaving)
@@ -82,7 +75,7 @@ class Beam:
         return leaving
 
     def done(self, tree: SearchTree) -> str | None:
-        return "finished" if self._started and not self._families and not self._rollouts else None
+        return None if self._rollouts else super().done(tree)
 
     def best(self, tree: SearchTree) -> Node | None:
         return choose(tree, worth=self._worth)
@@ -120,6 +113,3 @@ class Beam:
 
     def _promise(self, node: Node) -> float:
         return self._worth(self._rollouts.end(node))
-
-    def _worth(self, node: Node) -> float:
-        return value(node, self.aggregate)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .families import Families
+from .levels import Levels
 from .options import OptionError, option
 from .protocols import Expand
-from .select import AGGREGATES, choose, rank, value
+from .select import AGGREGATES, choose, rank
 from .tree import Node, SearchTree
 
 
 @dataclass
-class DVTS:
+class DVTS(Levels):
     """`width` / `expand` subtrees, each a greedy search that follows its best step.
 
     The root gets `width` distinct children, dealt to the subtrees in turn: child j goes to subtree j mod (width /
@@ -26,9 +26,6 @@ class DVTS:
     """
 
     name: ClassVar[str] = "dvts"
-    greedy: ClassVar[bool] = False
-    merges: ClassVar[bool] = True
-    ordered: ClassVar[bool] = True
 
     width: int = option(16, "children of a level, over all subtrees", minimum=1)
     expand: int = option(4, "distinct children of each subtree's path", minimum=1)
@@ -38,28 +35,16 @@ class DVTS:
     def __post_init__(self) -> None:
         if self.width % self.expand:
             raise OptionError(f"width {self.width} is not a multiple of expand {self.expand}", option="expand")
-        self._families = Families(self.oversample)
-        self._started = False
-
-    def ask(self, tree: SearchTree, room: int) -> list[Expand]:
-        if not self._started:
-            self._started = True
-            self._families.want(tree, tree.root, self.width)
-        return self._families.take(room)
+        super().__init__()
 
     def tell(self, tree: SearchTree, expand: Expand, node: Node) -> list[Node]:
-        if node.id == expand.id and node.terminal is not None:
-            tree.backup(node, self._worth(node))
-        family = self._families.tell(tree, expand, node)
+        family = self._tell(tree, expand, node)
         if family is None:
             return []
         if family.node is not tree.root:
             return [tree.leave(family.node, "expanded"), *self._follow(tree, family.children)]
         subtrees = self.width // self.expand
         return [left for i in range(subtrees) for left in self._follow(tree, family.children[i::subtrees])]
-
-    def done(self, tree: SearchTree) -> str | None:
-        return "finished" if self._started and not self._families else None
 
     def best(self, tree: SearchTree) -> Node | None:
         return choose(tree, worth=self._worth)
@@ -73,6 +58,3 @@ class DVTS:
             self._families.want(tree, best, self.expand)
         others = [node for node in children if node is not best and node.terminal is None]
         return [tree.leave(node, "pruned", "beam") for node in others]
-
-    def _worth(self, node: Node) -> float:
-        return value(node, self.aggregate)

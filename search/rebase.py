@@ -6,15 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .families import Families
+from .levels import Levels
 from .options import option
 from .protocols import Expand
-from .select import AGGREGATES, choose, rank, value
+from .select import AGGREGATES, choose, rank
 from .tree import Node, SearchTree
 
 
 @dataclass
-class Rebase:
+class Rebase(Levels):
     """Reward-balanced search. Level by level, `width` - F samples are shared among the level's k unfinished steps,
 
         W_j = (width - F) · exp(V_j / balance) / sum_k exp(V_k / balance),
@@ -27,9 +27,6 @@ class Rebase:
     """
 
     name: ClassVar[str] = "rebase"
-    greedy: ClassVar[bool] = False
-    merges: ClassVar[bool] = True
-    ordered: ClassVar[bool] = True
 
     width: int = option(16, "samples of a level, less the paths that are finished", minimum=1)
     balance: float = option(0.2, "temperature of the shares; smaller favours the best step more", minimum=1e-3)
@@ -40,28 +37,16 @@ class Rebase:
     )
 
     def __post_init__(self) -> None:
-        self._families = Families(self.oversample)
+        super().__init__()
         self._children: list[Node] = []
-        self._started = False
-
-    def ask(self, tree: SearchTree, room: int) -> list[Expand]:
-        if not self._started:
-            self._started = True
-            self._families.want(tree, tree.root, self.width)
-        return self._families.take(room)
 
     def tell(self, tree: SearchTree, expand: Expand, node: Node) -> list[Node]:
-        if node.id == expand.id and node.terminal is not None:
-            tree.backup(node, self._worth(node))
-        family = self._families.tell(tree, expand, node)
+        family = self._tell(tree, expand, node)
         if family is None:
             return []
         self._children += [child for child in family.children if child.terminal is None]
         leaving = [] if family.node is tree.root else [tree.leave(family.node, "expanded")]
         return leaving if self._families else leaving + self._share(tree)
-
-    def done(self, tree: SearchTree) -> str | None:
-        return "finished" if self._started and not self._families else None
 
     def best(self, tree: SearchTree) -> Node | None:
         return choose(tree, vote=self.vote, worth=self._worth)
@@ -78,9 +63,6 @@ class Rebase:
             else:
                 leaving.append(tree.leave(node, "pruned", "balance"))
         return leaving
-
-    def _worth(self, node: Node) -> float:
-        return value(node, self.aggregate)
 
 
 def shares(logits: list[float], total: int) -> list[int]:
