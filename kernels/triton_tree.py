@@ -13,7 +13,15 @@ from .cost import CostRule, TileShape
 from .plan import TreePlan, plan_tree
 from .schedule import ITEM_FIELDS, Schedule, grown, schedule_tree
 from .tree_kernel import tree_attention_kernel
-from .tuning import FALLBACK, KernelConfig, merge_rows, multiprocessors, padded_head_dim, shipped_config, timed_config
+from .tuning import (
+    KernelConfig,
+    candidates,
+    merge_rows,
+    multiprocessors,
+    padded_head_dim,
+    shipped_config,
+    timed_config,
+)
 
 _TABLES = ("items", "entry_block", "entry_mark", "query_token", "query_pos")
 _MAX_GROUP = 16
@@ -227,13 +235,14 @@ def _config(allocator: PhysicalKVAllocator, q_heads: int) -> KernelConfig:
     shipped = shipped_config(allocator.dtype, allocator.head_dim, capability)
     if shipped is not None:
         return shipped
+    options = candidates(allocator.dtype)
     if torch.cuda.is_current_stream_capturing():
-        return FALLBACK
+        return options[-1]
     key = "/".join(
         str(x) for x in (torch.cuda.get_device_name(device), triton.__version__, allocator.dtype,
                          padded_head_dim(allocator.head_dim), q_heads // allocator.num_kv_heads)
     )  # fmt: skip
-    return timed_config(key, lambda config: _time(allocator, q_heads, config))
+    return timed_config(key, options, lambda config: _time(allocator, q_heads, config))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -42,15 +42,23 @@ _HOPPER = {
     256: KernelConfig(64, 32, 2, 32, 3, edge_stages=2, max_registers=128, merge_stages=6),
 }
 _SINGLE = KernelConfig(0, 32, 2, 32, 2)  # fp32 runs without tensor cores: narrow tiles only
-_CANDIDATES = (
+_HALF_CANDIDATES = (
     KernelConfig(128, 64, 2, 64, 3, max_registers=128),
     KernelConfig(128, 32, 3, 32, 4),
     KernelConfig(64, 32, 3, 32, 4, warps=4),
     KernelConfig(64, 32, 2, 32, 2, edge_stages=2, warps=4),
     KernelConfig(0, 32, 2, 32, 2, warps=4),
 )
-FALLBACK = _CANDIDATES[-1]
-"""Fits every GPU that Triton supports."""
+_SINGLE_CANDIDATES = (
+    _SINGLE,
+    KernelConfig(0, 16, 2, 16, 2, warps=4, merge_stages=3),
+    KernelConfig(0, 16, 1, 16, 1, warps=4, merge_stages=2),
+)
+
+
+def candidates(dtype: torch.dtype) -> tuple[KernelConfig, ...]:
+    """What to choose from by timing. The last fits every GPU that Triton supports."""
+    return _SINGLE_CANDIDATES if dtype == torch.float32 else _HALF_CANDIDATES
 
 
 def merge_rows(config: KernelConfig) -> int:
@@ -65,11 +73,9 @@ def padded_head_dim(head_dim: int) -> int:
 
 def shipped_config(dtype: torch.dtype, head_dim: int, capability: tuple[int, int] | None) -> KernelConfig | None:
     """The table's choice for a compute capability (None: the interpreter), or None where there is none."""
-    if dtype == torch.float32:
-        return _SINGLE
-    if capability is None or capability[0] == 9:
-        return _HOPPER[min(max(padded_head_dim(head_dim), 64), 256)]
-    return None
+    if capability is not None and capability[0] != 9:
+        return None
+    return _SINGLE if dtype == torch.float32 else _HOPPER[min(max(padded_head_dim(head_dim), 64), 256)]
 
 
 def cache_path() -> Path:
@@ -88,8 +94,9 @@ def _read(path: Path) -> dict[str, dict[str, int | None]]:
     return table if isinstance(table, dict) else {}
 
 
-def timed_config(key: str, time: Callable[[KernelConfig], float]) -> KernelConfig:
-    """The fastest candidate, from the cache file or by calling `time` (seconds; it raises where one does not fit).
+def timed_config(key: str, options: Sequence[KernelConfig], time: Callable[[KernelConfig], float]) -> KernelConfig:
+    """The fastest of `options`, from the cache file or by calling `time` (seconds; it raises where one does not fit).
+    The last if none runs.
 
     `key` names all that the choice depends on: GPU, Triton, dtype, head size.
     """
@@ -100,8 +107,8 @@ def timed_config(key: str, time: Callable[[KernelConfig], float]) -> KernelConfi
             return KernelConfig(**known)  # type: ignore[arg-type]
         except TypeError:
             _LOG.info("ignoring a tuning entry of another version in %s", path)
-    best, best_time = FALLBACK, float("inf")
-    for config in _CANDIDATES:
+    best, best_time = options[-1], float("inf")
+    for config in options:
         try:
             seconds = time(config)
         except Exception as error:  # a config that does not fit raises whatever the compiler or driver raises
