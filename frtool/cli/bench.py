@@ -15,6 +15,7 @@ from frtool.errors import FrtoolError, UsageError
 from frtool.view.safe import safe_json, safe_line
 
 from .bench_decode import decode, parse_batch_sizes
+from .bench_search import search
 
 if TYPE_CHECKING:
     from frtool.bench.attention import AttentionReport
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Measure the parts of frtool on this machine.", invoke_without_command=True)
 
 app.command("decode")(decode)
+app.command("search")(search)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 

@@ -69,7 +69,7 @@ class Forest:
         self._joining: list[Row] = []  # those of the batch that have no token yet
         self._flight: Flight | None = None
         self._end_ids = loaded.eos_ids
-        self._reader = Reader(loaded, options)
+        self.reader = Reader(loaded, options)
         self.batch = DecodeBatch(loaded, self.allocator, max(2 * options.batch, 8))
         self._pipeline = make_pipeline(self)
         self._pace = Pace(torch.get_num_threads()) if may_change_threads(loaded) else None
@@ -206,7 +206,7 @@ class Forest:
         flight, joining = self._flight, self._joining
         if flight is None and not joining:
             return []
-        readings = self._reader.read(flight, joining)
+        readings = self.reader.read(flight, joining)
         self._flight, self._joining = None, []
         growing = [*flight.growing, *joining] if flight else joining
         finished = [
