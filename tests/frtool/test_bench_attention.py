@@ -52,6 +52,12 @@ def test_memory_comes_from_the_allocator(report: AttentionReport) -> None:
     assert row.saved == pytest.approx(1 - 64 / 144)
 
 
+def test_without_a_prefix_nothing_is_shared() -> None:
+    (row,) = run(batch_sizes=[3], prefix=0, suffix=20, baselines=(), **SMALL).rows
+    assert (row.batch, row.saved) == (3, 0)
+    assert row.error < 1e-5
+
+
 def test_a_baseline_that_cannot_run_is_skipped_with_a_line(report: AttentionReport) -> None:
     assert report.rows[0].peers_us["flex"] is None
     assert any("flex" in note and "CUDA" in note for note in report.notes)
@@ -86,6 +92,7 @@ def test_the_charts_are_drawn(report: AttentionReport, tmp_path: Path) -> None:
         ({"suite": "none"}, "suite must be one of seed, fasttree, search, not 'none'"),
         ({"baselines": ("vllm",)}, "baselines are sdpa, flex, hydragen, flashinfer, not 'vllm'"),
         ({"batch_sizes": [0]}, "batch size must be at least 1, not 0"),
+        ({"prefix": -1}, "prefix must be at least 0, not -1"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, object], message: str) -> None:

@@ -332,7 +332,7 @@ def test_the_attention_benchmark_prints_its_figures(capfd):
         pytest.param(["bench", "magic"], "magic", id="unknown-benchmark"),
         pytest.param(["bench", "allocator", "--seconds", "-1"], "--seconds is -1", id="negative-time"),
         pytest.param(["bench", "attention", "--batch-sizes", "1,x"], "--batch-sizes", id="batch-no-number"),
-        pytest.param(["bench", "attention", "--prefix", "0"], "--prefix is 0", id="no-prefix"),
+        pytest.param(["bench", "attention", "--prefix", "-1"], "--prefix is -1", id="prefix-below-zero"),
         pytest.param(["bench", "attention", "--heads", "7"], "no multiple", id="heads-that-do-not-fit"),
         pytest.param(["bench", "attention", "--baseline", "magic"], "magic", id="unknown-baseline"),
         pytest.param(["bench", "attention", "--device", "abacus"], "abacus", id="unknown-device"),

@@ -137,7 +137,7 @@ BENCH_ALLOCATOR: dict[str, list[str]] = {
 BENCH_ATTENTION: dict[str, list[str]] = {
     "no list": ["--batch-sizes", "1,x"],
     "empty batch": ["--batch-sizes", "0"],
-    "no prefix": ["--prefix", "0"],
+    "prefix below zero": ["--prefix", "-1"],
     "negative suffix": ["--suffix", "-4"],
     "heads that do not fit": ["--heads", "7"],
     "no heads": ["--heads", "0"],
@@ -155,7 +155,7 @@ BENCH_ATTENTION: dict[str, list[str]] = {
 BENCH_DECODE: dict[str, list[str]] = {
     "no list": ["--batch-sizes", "1,x"],
     "empty batch": ["--batch-sizes", "0"],
-    "no prefix": ["--prefix", "0"],
+    "prefix below zero": ["--prefix", "-1"],
     "negative suffix": ["--suffix", "-4"],
     "no steps": ["--steps", "0"],
     "unknown dtype": ["--dtype", "int3"],
