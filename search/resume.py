@@ -62,36 +62,44 @@ def continue_search(record: Record, *, clock: Callable[[], float] = time.monoton
     it goes another way: then its configuration, its model or the machine is not what it was.
     """
     stopwatch = _Stopwatch(clock, record.seconds)
-    ahead = _Ahead(record)
     run = cast(Generator[Event, None, None], run_search(clock=stopwatch, record=record, **settings))
     with contextlib.closing(run):
-        for event in run:
-            if isinstance(event, RunStarted):
-                yield record.started
-                continue
-            if stopwatch.runs:
-                yield event
-                continue
-            if isinstance(event, Selected):
-                event = ahead.split(event)
-            elif ahead.follows(event):
-                yield event
-                continue
-            elif ahead.left and (isinstance(event, Ended) or (isinstance(event, NodeAdded) and event.late)):
-                yield event  # stopped on the way
-                continue
-            elif not isinstance(event, Tick):
-                ahead.check(event)
-            if isinstance(event, Selected) and event.ids:
-                yield event
-            if ahead.left:
-                continue
-            stopwatch.start()
-            yield Resumed(record.seconds, len(record.nodes), record.reason)
-            if ahead.asked_anew:
-                yield Selected(ahead.asked_anew)
-            if not isinstance(event, Selected):
-                yield event
+        try:
+            yield from _continued(record, run, stopwatch)
+        except KeyboardInterrupt as interrupt:
+            yield run.throw(interrupt)  # its end, where the interrupt fell outside of it
+            raise
+
+
+def _continued(record: Record, run: Iterator[Event], stopwatch: _Stopwatch) -> Iterator[Event]:
+    ahead = _Ahead(record)
+    for event in run:
+        if isinstance(event, RunStarted):
+            yield record.started
+            continue
+        if stopwatch.runs:
+            yield event
+            continue
+        if isinstance(event, Selected):
+            event = ahead.split(event)
+        elif ahead.follows(event):
+            yield event
+            continue
+        elif ahead.left and (isinstance(event, Ended) or (isinstance(event, NodeAdded) and event.late)):
+            yield event  # stopped on the way
+            continue
+        elif not isinstance(event, Tick):
+            ahead.check(event)
+        if isinstance(event, Selected) and event.ids:
+            yield event
+        if ahead.left:
+            continue
+        stopwatch.start()
+        yield Resumed(record.seconds, len(record.nodes), record.reason)
+        if ahead.asked_anew:
+            yield Selected(ahead.asked_anew)
+        if not isinstance(event, Selected):
+            yield event
 
 
 class _Ahead:

@@ -159,6 +159,19 @@ def written(before: list[Event], run: list[Event]) -> list[Event]:
     return before if at is None else [*record_of(before).events, *run[at:]]
 
 
+def test_an_interrupt_from_outside_ends_it_with_the_best_so_far(fake_model_class, letters):
+    case = Case(fake_model_class, letters, "beam", Budget(steps=40))
+    whole = case.whole()
+    for places in (1, 6, 9):
+        events = continue_search(record_of(whole[:8]), **case.settings())
+        for _ in range(places):
+            next(events)
+        assert events.throw(KeyboardInterrupt()).reason == "interrupted"
+        with pytest.raises(KeyboardInterrupt):
+            next(events)
+        assert case.model.at_rest()
+
+
 def test_budgets_count_what_was_spent_before(fake_model_class, letters):
     case = Case(fake_model_class, letters, "mcts", Budget(seconds=10.0))
     events = case.whole(clock=iter(range(10**6)).__next__)
