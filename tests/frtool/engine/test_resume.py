@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from frtool.cli.app import run as frtool
 from frtool.config import SearchConfig
@@ -299,3 +300,24 @@ def test_a_failure_of_the_session_is_no_traceback(recorder, monkeypatch, capsys)
     monkeypatch.setattr("frtool.session.Session.open", fail)
     assert frtool(["resume", str(recorder.path)]) == 1
     assert "the weights have gone" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("algorithm", ["beam", "mcts", "best-of-n"])
+def test_on_a_gpu_a_search_goes_on_to_its_end_with_all_that_was_recorded(loaded_model, tmp_path, algorithm):
+    """The steps under way at the cut may round differently in a batch of another size: what came before may not."""
+    shape = {"hidden_size": 256, "num_attention_heads": 4, "head_dim": 64, "sharpness": 0.05}
+    loaded = loaded_model(device="cuda", dtype=torch.bfloat16, **shape)
+    recorder = Recorder(loaded, tmp_path / "run.jsonl")
+    config = small_config(algorithm, device="cuda")
+    recorder.search(config)
+    whole = recorder.path.read_bytes()
+    ended = recorder.read()[-1]
+    for part in range(1, 6):
+        recorder.path.write_bytes(whole[: whole.index(b"\n") + len(whole) * part // 7])
+        recorded = [line for line in recorder.path.read_bytes().split(b"\n")[:-1] if b'"kind": "node"' in line]
+        recorder.resume()
+        assert recorder.path.read_bytes().split(b"\n")[0] == whole.split(b"\n")[0]
+        assert set(recorded) <= set(recorder.path.read_bytes().split(b"\n"))
+        assert recorder.read()[-1].reason in {"finished", "exhausted", "steps", "simulations", ended.reason}
