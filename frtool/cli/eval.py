@@ -11,7 +11,7 @@ import typer
 from frtool.config import EMBEDDED, SearchConfig
 from frtool.errors import UsageError
 
-from .settings import expand_alias
+from .settings import ConfigOption, expand_alias
 from .values import algorithm_options, size, unescape
 
 _SEARCH, _ENGINE, _OUTPUT = "Search", "Model and memory", "Output"
@@ -112,6 +112,7 @@ def evaluate(
     terminal_plot: Annotated[
         bool, typer.Option("--terminal-plot", help="Draw accuracy in the terminal too.", rich_help_panel=_OUTPUT)
     ] = False,
+    config_file: ConfigOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=_OUTPUT)] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.", rich_help_panel=_OUTPUT)

@@ -201,8 +201,17 @@ def _text(path: Path, section: str, key: str, value: Any) -> str | list[str]:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return value
     if isinstance(value, dict) and key == "option":
-        return [f"{name}={_text(path, section, name, item)}" for name, item in value.items()]
+        return [f"{name}={_text(path, section, name, item)}" for name, item in _flat(value).items()]
     raise _wrong(path, f"[{section}] `{key}` is a {type(value).__name__}", "give a number, a text or true or false")
+
+
+def _flat(table: dict[str, Any]) -> dict[str, Any]:
+    """The values of a table by dotted names."""
+    flat = {}
+    for name, value in table.items():
+        inner = _flat(value) if isinstance(value, dict) else {"": value}
+        flat |= {f"{name}.{below}" if below else name: item for below, item in inner.items()}
+    return flat
 
 
 def _aliases(path: Path, content: dict[str, Any]) -> dict[str, str]:
