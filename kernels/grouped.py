@@ -119,6 +119,7 @@ def _attend_slab(
     """queries `[t * Hq, D]` fp32, scaled. Returns `[t * Hq, D]` fp32."""
     dim = queries.shape[1]
     scratch = allocator.scratch
+    alone = slab.pieces == 1 and sinks is None  # then each query has one piece, whose share is 1
     means = scratch("means", slab.rows + 1, dim)
     means[-1] = 0
     logs = scratch("logs", slab.rows + 1)
@@ -137,12 +138,15 @@ def _attend_slab(
             scores.div_(softcap).tanh_().mul_(softcap)
         if batch.hidden is not None:
             scores.view(n, kv_heads, tile_queries, query_rows, CHUNK)[: len(batch.hidden)] += batch.hidden
-        largest = scores.amax(2)
+        largest = None if alone else scores.amax(2)
         weights = torch.softmax(scores, 2, out=scores)
-        # The largest weight is 1 / sum(exp(score - largest score)).
-        torch.sub(largest, weights.amax(2).log_(), out=logs[begin:end].view(n * kv_heads, m))
+        if largest is not None:
+            # The largest weight is 1 / sum(exp(score - largest score)).
+            torch.sub(largest, weights.amax(2).log_(), out=logs[begin:end].view(n * kv_heads, m))
         torch.bmm(weights, v, out=means[begin:end].view(n * kv_heads, m, dim))
         begin = end
+    if alone:
+        return means.index_select(0, slab.merge)
     logs = logs.index_select(0, slab.weigh).view(len(queries), -1)
     if sinks is not None:
         logs[:, 0] = sinks.float().repeat(len(queries) // len(sinks))

@@ -147,6 +147,20 @@ def test_two_threads_give_the_bits_of_one():
     assert all(map(torch.equal, one, two))
 
 
+def test_branches_within_one_chunk_give_the_same_bits_beside_longer_ones():
+    allocator = PhysicalKVAllocator(128, 4, 2, 16)
+    allocator.kv_cache.normal_(generator=torch.Generator().manual_seed(1))
+    lengths = (3, 40, grouped.CHUNK, grouped.CHUNK + 1, 3 * grouped.CHUNK)
+    branches = [allocator.alloc_branch(length).branch_id for length in lengths]
+    q = torch.randn(len(branches), 4, 16, generator=torch.Generator().manual_seed(2))
+    for sinks in (None, torch.tensor([0.0, 1.0, -2.0, 3.0])):
+        together = tree_attention(q, allocator, branches, sinks=sinks)
+        for few in (1, 2, 3):
+            assert torch.equal(tree_attention(q[:few], allocator, branches[:few], sinks=sinks), together[:few])
+        expected = tree_attention(q, allocator, branches, sinks=sinks, backend="reference")
+        torch.testing.assert_close(together, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_stale_nan_in_slots_beyond_a_branch_does_not_reach_it():
     allocator = PhysicalKVAllocator(8, 16, 2, 8)
     torch.manual_seed(0)
