@@ -35,7 +35,9 @@ def _bench(context: typer.Context) -> int:
         return 0
     allocator()
     print()
-    return attention()
+    attention()
+    print()
+    return decode()
 
 
 @app.command("allocator")

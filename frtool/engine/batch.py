@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -60,19 +61,25 @@ class DecodeBatch:
             self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._sent.record(torch.cuda.current_stream(self._device))
         buffer = self._buffer
-        return forward_tree(
-            self._model,
-            buffer[_TOKENS, :padded],
-            buffer[_POSITIONS, :padded],
-            TreeBatch(self._allocator, plan, buffer[_SLOTS, :total]),
-            buffer[_LOGIT_ROWS, :rows],
-        )
+        with on_device(self._device):
+            return forward_tree(
+                self._model,
+                buffer[_TOKENS, :padded],
+                buffer[_POSITIONS, :padded],
+                TreeBatch(self._allocator, plan, buffer[_SLOTS, :total]),
+                buffer[_LOGIT_ROWS, :rows],
+            )
 
     def _allocate(self, capacity: int) -> None:
         self._sent = None
         self._host = torch.zeros(4, _round_up(capacity), dtype=torch.long, pin_memory=self._on_gpu)
         self._host_array = self._host.numpy()
         self._buffer = torch.zeros_like(self._host, device=self._device) if self._on_gpu else self._host
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Kernels and events go to `device` within it: Triton's and torch's own go to the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _round_up(count: int) -> int:

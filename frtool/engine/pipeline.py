@@ -12,6 +12,7 @@ import torch
 from frtool.kernels.allocator import OutOfBlocks
 from frtool.search.protocols import OutOfMemory
 
+from .batch import on_device
 from .capture import Passes
 from .fixed_step import Drawn, Tokens
 from .flight import nan_error
@@ -52,7 +53,7 @@ class Pipeline:
 
     A growing row's next token goes from pass to pass on the device. Whether a step is whole shows one pass later: its
     last token is in KV by then, as its children need it. A row that the model ended has had one token too many, which
-    is taken back. So the host plans, samples nothing, and reads while the device computes.
+    is taken back. So the host reads, searches and plans while the device computes.
     """
 
     def __init__(self, forest: Forest, passes: Passes) -> None:
@@ -61,15 +62,15 @@ class Pipeline:
         self._flight: _Pass | None = None
         self._query = list(forest.query)
 
-    @property
-    def idle(self) -> bool:
-        return self._flight is None
-
     def poll(self, joining: Sequence[Row]) -> list[Row]:
         """Advance all rows; `joining` are those that have no token yet. Returns those whose step is finished.
 
         Raises as `Forest.poll` does.
         """
+        with on_device(self._forest.loaded.device):
+            return self._poll(joining)
+
+    def _poll(self, joining: Sequence[Row]) -> list[Row]:
         flight = self._flight
         if flight is not None:
             self._keep_logits(flight)
@@ -263,6 +264,7 @@ def make_pipeline(forest: Forest) -> Pipeline | None:
     wanted = loaded.device.type == "cuda" if options.pipeline is None else options.pipeline
     if not wanted:
         return None
-    passes = Passes(loaded, forest.allocator, options)
-    passes.rehearse()
+    with on_device(loaded.device):
+        passes = Passes(loaded, forest.allocator, options)
+        passes.rehearse()
     return Pipeline(forest, passes)
