@@ -63,15 +63,19 @@ class Session:
         equipment.load(progress, loaded)
         scorer = equipment.scorer(problem)
         prompt_ids = equipment.prompt_ids(problem)
-        total = f"{len(prompt_ids):,} tokens"
-        progress(f"reading the prompt ({total})")
+        total = len(prompt_ids)
+        progress(f"reading the prompt ({total:,} tokens)")
         from frtool.engine import Engine
+
+        def on_prefill(read: int) -> None:
+            if read < total:
+                progress(f"reading the prompt ({read:,} of {total:,} tokens)")
 
         engine = Engine(
             equipment.loaded,
             prompt_ids,
             equipment.engine_options(),
-            on_prefill=lambda read: progress(f"reading the prompt ({read:,} of {total})"),
+            on_prefill=on_prefill,
         )
         attach(scorer, engine)
         return cls(equipment, problem, engine, scorer)

@@ -40,7 +40,8 @@ def result_record(model: TreeModel) -> dict[str, Any]:
             "prompt": ended.prompt_tokens,
             "policy": ended.policy_tokens,
             "scorer": ended.scorer_tokens,
-            "reused": model.reused,
+            "reused": max(0, model.reused - ended.recomputed_tokens),
+            "recomputed": ended.recomputed_tokens,
         },
         "seconds": ended.seconds,
         "kv": {

@@ -81,15 +81,17 @@ def _cost(model: TreeModel, glyphs: Glyphs) -> Text:
     assert ended is not None
     words = f"{reason_text(ended.reason)}{glyphs.dot}{ended.seconds:.1f} s"
     words += f"{glyphs.dot}{ended.policy_tokens:,} tokens sampled"
-    words += f", {ended.scorer_tokens:,} scored" if ended.scorer_tokens else ""
-    return Text(words + (f", {model.reused:,} reused" if model.reused else ""))
+    return Text(words + (f", {ended.scorer_tokens:,} scored" if ended.scorer_tokens else ""))
 
 
 def _growth(model: TreeModel, glyphs: Glyphs) -> Text:
     ended = model.ended
     assert ended is not None
     finished = f"{ended.terminals:,} finished " + ("path" if ended.terminals == 1 else "paths")
-    return Text(f"{model.steps:,} steps{glyphs.dot}{ended.nodes:,} nodes{glyphs.dot}{finished}")
+    line = Text(f"{model.steps:,} steps{glyphs.dot}{ended.nodes:,} nodes{glyphs.dot}{finished}")
+    reused = model.reused - ended.recomputed_tokens
+    line.append(f"{glyphs.dot}{reused:,} tokens reused" if reused > 0 else "")
+    return line.append(f", {ended.recomputed_tokens:,} read again" if ended.recomputed_tokens else "")
 
 
 def _memory(model: TreeModel, glyphs: Glyphs) -> Text:

@@ -17,6 +17,7 @@ from frtool.view.glyphs import ASCII, UNICODE
 from frtool.view.line import Line
 from frtool.view.model import TreeModel
 from frtool.view.record import tree_record
+from frtool.view.report import report
 
 WIDE_TEXT = st.text(
     st.characters(exclude_categories=("Cs",)) | st.sampled_from("日本語👍🏽e\u0301\x1b\u202e\n"), max_size=60
@@ -186,6 +187,12 @@ def test_an_evicted_node_is_marked_until_it_is_expanded_again():
 def test_reused_tokens_are_those_above_each_step():
     model = model_of(node("0.0"), node("0.0.0"), node("0.1", duplicate_of="0.0"))
     assert model.reused == 7 + (7 + 3) + 7
+
+
+def test_the_report_tells_what_was_reused_and_what_was_read_again():
+    model = model_of(node("0.0"), node("0.0.0"), Ended("finished", "0.0.0", "24", recomputed_tokens=5))
+    text = "\n".join(str(block) for block in report(model))
+    assert "12 tokens reused, 5 read again" in text
 
 
 def test_best_is_the_finished_path_with_the_best_reward_then_what_the_search_chose():
