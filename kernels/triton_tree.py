@@ -9,7 +9,7 @@ import torch
 import triton
 
 from .allocator import PhysicalKVAllocator
-from .cost import CostRule, TileShape
+from .cost import CostRule, TileShape, fitted_rule
 from .plan import TreePlan, plan_tree
 from .schedule import ITEM_FIELDS, Schedule, grown, schedule_tree
 from .tree_kernel import tree_attention_kernel
@@ -173,7 +173,7 @@ class TritonPlan:
             config = config or _config(self._allocator, q_heads)
             if rule is None:
                 head_bytes = padded_head_dim(self._allocator.head_dim) * self._allocator.k_cache.element_size()
-                rule = CostRule(multiprocessors(self._allocator.device), head_bytes / 256)
+                rule = fitted_rule(group, multiprocessors(self._allocator.device), head_bytes / 256)
             launch = self._launches[q_heads] = _Launch(self._allocator, group, config, rule)
             launch.load(self._tree)
         return launch
