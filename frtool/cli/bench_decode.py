@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from frtool.errors import FrtoolError, UsageError
+from frtool.threads import spin_briefly
 from frtool.view.safe import safe_json, safe_line
 
 from .settings import expand_alias
@@ -62,6 +63,7 @@ def decode(
     for name in baselines:
         if name not in _BASELINES:
             raise UsageError(f"--baseline `{name}` is unknown", hint=f"choose from {', '.join(_BASELINES)}, none")
+    spin_briefly()
     from frtool.bench.decode import run
     from frtool.models.devices import choose_device
 
@@ -119,7 +121,7 @@ def parse_batch_sizes(text: str) -> list[int]:
 
 
 def _load(model: str | None, shape: str | None, device: torch.device, dtype: str | None) -> LoadedModel:
-    from frtool.models.load import load_model
+    from frtool.models.load import load_model, pack_weights
 
     if shape is None or shape == "embedded":
         return load_model(model or "embedded", device=device, dtype=dtype, on_progress=_progress)
@@ -132,7 +134,7 @@ def _load(model: str | None, shape: str | None, device: torch.device, dtype: str
     require_memory(shape, parameters * chosen.itemsize, device)
     _progress(f"making {shape} with random weights")
     set_threads(parameters)
-    return random_model(shape, device, chosen)
+    return pack_weights(random_model(shape, device, chosen))
 
 
 def _plot(report: Any, folder: Path) -> None:
