@@ -170,6 +170,21 @@ BENCH_DECODE: dict[str, list[str]] = {
     "extra argument": ["now"],
 }
 
+BENCH_SEARCH: dict[str, list[str]] = {
+    "unknown algorithm": ["--algorithms", "magic"],
+    "no algorithm": ["--algorithms", ","],
+    "no steps": ["--steps", "0"],
+    "steps that are no number": ["--steps", "many"],
+    "no rows": ["--batch", "0"],
+    "no repeats": ["--repeats", "0"],
+    "unknown baseline": ["--baseline", "magic"],
+    "unknown device": ["--device", "abacus"],
+    "device that is not there": ["--device", "cuda:99"],
+    "unknown dtype": ["--dtype", "int3"],
+    "unknown option": ["--nonsense"],
+    "extra argument": ["now"],
+}
+
 # What is no trace, for each command that reads one.
 NO_TRACE: dict[str, list[str]] = {
     "no such file": ["none.jsonl"],
@@ -282,6 +297,7 @@ CASES: dict[tuple[str, ...], dict[str, list[str]]] = {
     ("bench", "allocator"): BENCH_ALLOCATOR,
     ("bench", "attention"): BENCH_ATTENTION,
     ("bench", "decode"): BENCH_DECODE,
+    ("bench", "search"): BENCH_SEARCH,
     ("show",): SHOW,
     ("replay",): REPLAY,
     ("resume",): RESUME,
