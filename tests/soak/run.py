@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from frtool.config import SearchConfig
+from frtool.models.fingerprint import fingerprint
 from frtool.models.load import LoadedModel, load_model
 from frtool.search.events import Ended
 from frtool.session import Session
@@ -159,6 +160,7 @@ def soak(loaded: LoadedModel, searches: int, trace: Path) -> dict[str, Any]:
         "left_behind": left,
         "leaks": int(any(left.values()) or growth > 16),
         "answers": answers,
+        "weights": fingerprint(loaded.source),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "torch": torch.__version__,
         "python": platform.python_version(),
