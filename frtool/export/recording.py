@@ -19,8 +19,8 @@ from .recorded import RecordedSearch, event_seconds, finished_model
 
 WIDTH, HEIGHT = 116, 33
 _FRAMES_A_SECOND = 5
-_SHORTEST, _LONGEST = 3.0, 12.0
-"""Seconds that a search plays for; what lies between plays in its own time."""
+_SHORTEST, _LONGEST = 6.0, 12.0
+"""Seconds that a search plays for, so that eyes can follow; what lies between plays in its own time."""
 _REST = 6.0
 """Seconds that the end is shown for."""
 _CELL, _ROW, _SIZE, _TOP, _EDGE = 8.4, 19, 14, 46, 18
