@@ -126,6 +126,22 @@ def test_a_pool_for_not_even_one_step_says_so(tiny: LoadedModel, drive: Drive) -
         driver.finish()
 
 
+@pytest.mark.parametrize("polls", [150, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_steps_of_a_long_walk_are_those_of_a_plain_engine(tiny: LoadedModel, drive: Drive, polls: int) -> None:
+    walked = drive(tiny, delimiter="e", num_blocks=150, batch=24, pipeline=True)
+    seen = {f"{step.parent}.{step.ordinal}": step for step in wander(walked, polls, seed=1, most=30)}
+    assert len(seen) > polls // 10
+    plain = drive(tiny, delimiter="e", num_blocks=400, batch=1, pipeline=False)
+    for name in random.Random(0).sample(sorted(seen), 12):
+        places = name.split(".")
+        for depth in range(1, len(places)):
+            parent, ordinal = ".".join(places[:depth]), int(places[depth])
+            if f"{parent}.{ordinal}" not in plain.steps:
+                plain.submit(parent, ordinal)
+                plain.finish()
+            assert plain.steps[f"{parent}.{ordinal}"] == seen[f"{parent}.{ordinal}"]
+
+
 @pytest.mark.gpu
 @on_gpu
 @pytest.mark.parametrize("polls", [300, pytest.param(10_000, marks=pytest.mark.slow)])
