@@ -104,23 +104,26 @@ def undisturbed(tiny) -> Callable[..., list[Event]]:
     return events
 
 
+@pytest.mark.parametrize("pipeline", [False, True], ids=["eager", "pipelined"])
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_blocks_that_run_out_at_any_call_end_in_a_smaller_search(tiny, undisturbed, monkeypatch, site, algorithm):
-    engine = make_engine(tiny, read_rewards=True)
+def test_blocks_that_run_out_at_any_call_end_in_a_smaller_search(
+    tiny, undisturbed, monkeypatch, site, algorithm, pipeline
+):
+    engine = make_engine(tiny, read_rewards=True, pipeline=pipeline)
     counting = Faulty(getattr(engine.allocator, site), set(), lambda: OutOfBlocks(1, 0))
     monkeypatch.setattr(engine.allocator, site, counting)
     list(run(engine, algorithm))
     calls = counting.calls
     whole = tree(undisturbed(algorithm, True))
     for call in sorted({*range(1, min(calls, 6) + 1), *range(7, calls + 1, max(calls // 8, 1))}):
-        engine = make_engine(tiny, read_rewards=True)
+        engine = make_engine(tiny, read_rewards=True, pipeline=pipeline)
         real = getattr(engine.allocator, site)
         monkeypatch.setattr(engine.allocator, site, Faulty(real, {call}, lambda: OutOfBlocks(1, 0)))
         events, error = collect(run(engine, algorithm))
         assert error is None
         assert isinstance(events[-1], Ended)
-        assert tree(events).items() <= whole.items()
+        assert all(text == whole.get(name, text) for name, text in tree(events).items())
         check_clean(engine)
 
 
@@ -145,6 +148,19 @@ def test_a_device_without_memory_for_a_single_step_ends_the_search(tiny, undistu
     engine = make_engine(tiny)
     batch = engine.forest.batch
     monkeypatch.setattr(batch, "forward", Faulty(batch.forward, set(range(12, 999)), cuda_shortage))
+    events, error = collect(run(engine))
+    assert error is None
+    assert events[-1].reason == "memory"
+    assert tree(events).items() <= tree(undisturbed("beam", False)).items()
+    check_clean(engine)
+
+
+@pytest.mark.parametrize("at", [1, 2, 9, 30])
+def test_a_pipelined_pass_without_memory_ends_the_search_with_what_there_is(tiny, undisturbed, monkeypatch, at):
+    engine = make_engine(tiny, pipeline=True)
+    passes = engine.forest.passes
+    assert passes is not None
+    monkeypatch.setattr(passes, "launch", Faulty(passes.launch, {at}, cuda_shortage))
     events, error = collect(run(engine))
     assert error is None
     assert events[-1].reason == "memory"
@@ -253,14 +269,17 @@ def test_bytes_that_are_no_characters_are_shown_as_such(loaded_model, byte_token
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_faults_in_any_number_and_order(tiny, undisturbed, data, algorithm, reads):
     """Blocks run out, passes find no memory, rewards are no numbers, logits are NaN, and the user loses patience."""
-    engine = make_engine(tiny, read_rewards=reads, num_blocks=data.draw(st.sampled_from([14, 30, 200])))
-    blocks = engine.allocator.num_blocks
+    blocks = data.draw(st.sampled_from([14, 30, 200]))
+    engine = make_engine(tiny, read_rewards=reads, num_blocks=blocks, pipeline=data.draw(st.booleans()))
     calls = st.sets(st.integers(1, 80), max_size=4)
     for site in SITES:
         faulty = Faulty(getattr(engine.allocator, site), data.draw(calls), lambda: OutOfBlocks(1, 0))
         setattr(engine.allocator, site, faulty)
     batch = engine.forest.batch
     batch.forward = Faulty(batch.forward, data.draw(calls), cuda_shortage)  # type: ignore[method-assign]
+    if engine.forest.passes is not None:
+        launch = engine.forest.passes.launch
+        engine.forest.passes.launch = Faulty(launch, data.draw(calls), cuda_shortage)  # type: ignore[method-assign]
     scorer = None
     if data.draw(st.booleans()):
         scorer = Scorer(lambda: float("nan"), good=data.draw(st.integers(0, 20)))

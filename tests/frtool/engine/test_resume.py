@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from frtool.resume import Finished, Unfinished, read_trace
 from frtool.search.events import Ended, Event, NodeAdded, Resumed, Tick, to_record
 from frtool.search.registry import ALGORITHMS
 from frtool.session import Session
+from frtool.solving.equipment import Equipment
 from frtool.trace import TraceError, TraceReader, TraceWriter
 
 PROMPT = "Make 24 from 4, 5, 6, 10"
@@ -113,6 +115,16 @@ def test_a_trace_cut_at_any_byte_goes_on_to_the_same_tree(recorder, algorithm):
     draw = random.Random(algorithm)
     cuts = [draw.randrange(whole.index(b"\n"), len(whole)) for _ in range(CUTS)]
     assert check_cuts(recorder, whole, cuts) >= CUTS - 1
+
+
+@pytest.mark.parametrize("algorithm", ["beam", "mcts", "best-of-n"])
+def test_a_pipelined_engine_goes_on_too(recorder, monkeypatch, algorithm):
+    """The decode loop of a GPU, whose passes run ahead, on a CPU, where bits are the same in any batch."""
+    options = Equipment.engine_options
+    monkeypatch.setattr(Equipment, "engine_options", lambda self: replace(options(self), pipeline=True))
+    recorder.search(small_config(algorithm))
+    whole = recorder.path.read_bytes()
+    check_cuts(recorder, whole, [len(whole) * part // 6 for part in range(1, 6)])
 
 
 def test_a_token_budget_stops_at_the_same_token(recorder):
