@@ -88,7 +88,7 @@ def _below(root: int) -> dict[int, int]:
 
 def _prctl(option: int, argument: int) -> bool:
     try:
-        return ctypes.CDLL(None, use_errno=True).prctl(option, argument, 0, 0, 0) == 0
+        return bool(ctypes.CDLL(None, use_errno=True).prctl(option, argument, 0, 0, 0) == 0)
     except (OSError, AttributeError):
         return False
 
