@@ -107,6 +107,12 @@ class Session:
         check_surroundings(record.started.model, settings["model"])
         return continue_search(record, **settings)
 
+    def close(self) -> None:
+        """Free the KV; nothing works afterwards."""
+        self.engine.close()
+        clear: Callable[[], None] = getattr(self.scorer, "clear", lambda: None)
+        clear()
+
     def interrupt(self) -> None:
         """End the search at its next step, with the best answer so far. Safe from a signal handler."""
         self._interrupted.set()

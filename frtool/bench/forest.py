@@ -100,9 +100,11 @@ def _alone(loaded: LoadedModel, config: SearchConfig, prompts: list[str]) -> Out
 
     outcome: Outcome = {}
     for prompt in prompts:
-        for event in Session.open(replace(config, prompt=prompt), loaded=loaded).run():
+        session = Session.open(replace(config, prompt=prompt), loaded=loaded)
+        for event in session.run():
             if isinstance(event, Ended):
                 outcome[prompt] = (event.answer, event.nodes, event.policy_tokens)
+        session.close()
     return outcome
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -58,7 +59,7 @@ class Pipeline:
 
     def __init__(self, forest: Forest, passes: Passes) -> None:
         self.passes = passes
-        self._forest = forest
+        self._forest: Forest = weakref.proxy(forest)  # so that nothing keeps the pool of a search that is over
         self._flight: _Pass | None = None
         self._query = list(forest.query)
 

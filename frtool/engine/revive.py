@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ class Reviver:
     """
 
     def __init__(self, root: Root) -> None:
-        self._root = root
+        self._root: Root = weakref.proxy(root)  # so that nothing keeps the pool of a search that is over
         self._batch: DecodeBatch | None = None
 
     def make(self, step: Step) -> Kept:

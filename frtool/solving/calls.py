@@ -44,7 +44,15 @@ def stream(prompt: str, **settings: Unpack[Settings]) -> Iterator[Event]:
     from frtool.session import Session
 
     config, custom, loaded = read_settings(prompt, settings)
-    return Session.open(config, custom=custom, loaded=loaded).run()
+    session = Session.open(config, custom=custom, loaded=loaded)
+
+    def events() -> Iterator[Event]:
+        try:
+            yield from session.run()
+        finally:
+            session.close()
+
+    return events()
 
 
 def search_many(

@@ -126,6 +126,8 @@ class Many:
                 attempt = attempts[place]
                 if isinstance(event, Ended):
                     del attempts[place]
+                    if isinstance(attempt.error, FrtoolError):
+                        attempt.error.__traceback__ = None  # it would keep the pool for as long as the error is kept
                 yield attempt, event
         finally:
             if self._trunk is not None:
