@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
+import shutil
 import struct
 import tempfile
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from frtool.verify import arithmetic as verifier
 from frtool.view.model import TreeModel
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="frtool-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 _MODEL = _FOLDER / "model"
 
 
