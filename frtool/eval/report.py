@@ -72,7 +72,7 @@ def plot(rows: Sequence[Summary], folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     tasks = list(dict.fromkeys(row.task for row in rows))
     figure, axes = pyplot.subplots(len(tasks), 2, figsize=(11, 4.2 * len(tasks)), squeeze=False, sharey="row")
@@ -97,6 +97,9 @@ def plot(rows: Sequence[Summary], folder: Path) -> list[Path]:
         for axis in (by_tokens, by_seconds):
             axis.set_title(safe_line(task, 60).replace("$", r"\$"), fontsize=10)
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=12))
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+            axis.xaxis.set_minor_formatter(ticker.NullFormatter())
             axis.set_ylim(0, 103)
             axis.grid(alpha=0.3)
         by_tokens.legend(fontsize=8, loc="lower right")
