@@ -98,8 +98,7 @@ def _depth_first(tables: np.ndarray, num_blocks: int) -> np.ndarray:
     leader[depth == 0] = -1
     alone = leader < 0
     if alone[np.maximum(leader, 0)].all():  # nobody follows a follower: a prompt and its branches, no deeper
-        row = np.arange(rows)
-        return np.lexsort((-depth, ~alone, np.where(alone, row, leader))).astype(np.int32)
+        return np.lexsort((-depth, ~alone, np.where(alone, np.arange(rows), leader))).astype(np.int32)
     followers: list[list[int]] = [[] for _ in range(rows + 1)]
     for row in (-depth).argsort(kind="stable").tolist():
         followers[leader[row]].append(row)

@@ -20,7 +20,7 @@ ITEM_FIELDS = 32
 """kind, first entry, full keys, keys, first group, groups, owners lo (narrow: 1 if a merge item merges) and hi; then
 for up to eight groups: the slot of the item's partial result, the group's first slot, its number of parts (of a merge
 item: 0 where there is nothing to merge)."""
-_KEYS, _GROUP0, _GROUPS, _DEFERRED, _SLOT, _FIRST_SLOT, _PARTS = 3, 4, 5, 6, 8, 16, 24
+_GROUP0, _GROUPS, _DEFERRED, _SLOT, _FIRST_SLOT, _PARTS = 4, 5, 6, 8, 16, 24
 
 
 @dataclass(frozen=True, slots=True)
