@@ -29,7 +29,11 @@ def save_text(path: Path, text: str) -> None:
 
     Raises FrtoolError naming the file.
     """
-    data = text.encode("utf-8", "backslashreplace")
+    save_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def save_bytes(path: Path, data: bytes) -> None:
+    """`save_text` of any data."""
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(data)

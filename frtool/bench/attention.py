@@ -14,6 +14,7 @@ import torch
 from frtool.bench.attention_baselines import BASELINES, Unavailable, linear_plan, missing
 from frtool.bench.attention_cases import TreeCase, build_case, fasttree_cases, search_case, shared_prompt_case
 from frtool.bench.attention_timing import Machine, describe_machine, rotating_sets, time_calls
+from frtool.files import save_text
 from frtool.kernels.allocator import PhysicalKVAllocator
 from frtool.kernels.attention import tree_attention
 from frtool.kernels.plan import TreePlan, plan_tree
@@ -88,7 +89,7 @@ class AttentionReport:
         return data
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        save_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
 
 def run(

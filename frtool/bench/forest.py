@@ -15,6 +15,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from frtool.config import SearchConfig
+from frtool.files import save_text
 from frtool.search.events import Ended
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def main() -> None:
     text = json.dumps(record, indent=2) + "\n"
     print(text, end="")
     if given.output is not None:
-        given.output.write_text(text)
+        save_text(given.output, text)
 
 
 if __name__ == "__main__":

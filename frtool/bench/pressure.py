@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frtool.config import SearchConfig
+from frtool.files import save_text
 from frtool.session import Session
 from frtool.view.model import TreeModel
 from frtool.view.record import tree_record
@@ -118,7 +119,7 @@ def main() -> None:
     text = json.dumps(record, indent=2) + "\n"
     print(text, end="")
     if given.output is not None:
-        given.output.write_text(text)
+        save_text(given.output, text)
 
 
 if __name__ == "__main__":

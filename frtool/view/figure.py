@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
+
+from frtool.files import save_bytes
 
 
 def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
     """Write `name`.png and `name`.svg into `folder`, which must be there, and close the figure. The same figure gives
-    the same bytes."""
+    the same bytes, and a file is replaced as a whole."""
     import matplotlib
     from matplotlib import pyplot
 
     paths = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
     with matplotlib.rc_context({"svg.hashsalt": "frtool"}):
         for path in paths:
-            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+            drawn = io.BytesIO()
+            metadata = {"Date": None} if path.suffix == ".svg" else None
+            figure.savefig(drawn, format=path.suffix[1:], dpi=150, metadata=metadata)
+            save_bytes(path, drawn.getvalue())
     pyplot.close(figure)
     return paths
