@@ -40,7 +40,8 @@ class LlamaForCausalLM(nn.Module):
         text = SimpleNamespace(**config)
         text.get_text_config = lambda decoder=True: text
         self.config = text
-        self.embed_tokens = nn.Embedding.from_pretrained(weights.pop("model.embed_tokens.weight"))
+        table = weights.pop("model.embed_tokens.weight")
+        self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size, _weight=table, _freeze=True)
         head = _linear(self.embed_tokens.weight.clone(), (text.vocab_size, text.hidden_size))
         self.lm_head = PackedLinear(head)
         self.layers = nn.ModuleList([self._layer(weights, index) for index in range(text.num_hidden_layers)])
@@ -82,7 +83,7 @@ class LlamaForCausalLM(nn.Module):
         )
         return PackedDecoderLayer(layer, None)
 
-    def get_input_embeddings(self) -> nn.Embedding:
+    def get_input_embeddings(self) -> nn.Module:
         return self.embed_tokens
 
     def forward(

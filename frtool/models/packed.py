@@ -47,7 +47,9 @@ class PackedLinear(nn.Module):
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this torch packs weights of `dtype` here, and computes with them what it computes without."""
-    return device.type == "cpu" and dtype in _PACKABLE and torch.backends.mkldnn.is_available() and _trusted(dtype)
+    if device.type != "cpu" or dtype not in _PACKABLE:
+        return False
+    return bool(torch.backends.mkldnn.is_available()) and _trusted(dtype)  # type: ignore[no-untyped-call]
 
 
 @torch.inference_mode()

@@ -101,11 +101,10 @@ class PackedDecoderLayer(nn.Module):
 
 def pack_layers(model: Any) -> int:
     """Replace the decoder layers of a transformers model whose computation is known. Returns the products packed."""
-    decoder = getattr(model, "model", None)
-    layers = getattr(decoder, "layers", None)
+    layers: Any = getattr(getattr(model, "model", None), "layers", ())
     known = _known_layers()
     count = 0
-    for index, layer in enumerate(layers if layers is not None else ()):
+    for index, layer in enumerate(layers):
         attention = known.get(type(layer))
         if attention is not None and _is_whole(layer):
             layers[index] = PackedDecoderLayer(layer, attention)
