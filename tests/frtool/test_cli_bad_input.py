@@ -85,6 +85,7 @@ SEARCH: dict[str, list[str]] = {
     "folder as prompt file": ["--prompt-file", "folder"],
     "prompt twice": [PUZZLE, "--prompt-file", "latin.txt"],
     "prompt and problems": [PUZZLE, "--input", "items.jsonl"],
+    "prompt file and problems": ["--prompt-file", "blank.txt", "--input", "items.jsonl"],
     "no such problems": ["--input", "none.jsonl"],
     "no problems": ["--input", "empty.jsonl"],
     "problems that are no text": ["--input", "binary.jsonl"],
