@@ -43,6 +43,18 @@ def evaluate(
         str | None,
         typer.Option("--control", help="`random-policy`: the line that a model has to beat.", rich_help_panel=_SEARCH),
     ] = None,
+    verify_command: Annotated[
+        str | None,
+        typer.Option(
+            "--verify-command",
+            metavar="CMD",
+            help="Judges in place of the task, as in `frtool search`; may take {id}, {prompt}, {expected}.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    verify_seconds: Annotated[
+        float, typer.Option("--verify-seconds", help="Time limit of that command.", rich_help_panel=_SEARCH)
+    ] = 10.0,
     limit: Annotated[int | None, typer.Option(help="Problems of each task.", rich_help_panel=_SEARCH)] = None,
     offset: Annotated[int, typer.Option(help="Problems to leave out first.", rich_help_panel=_SEARCH)] = 0,
     temperature: Annotated[
@@ -151,6 +163,8 @@ def evaluate(
             batch=batch,
             max_step_tokens=max_step_tokens,
             max_depth=max_depth,
+            verify_command=verify_command,
+            verify_seconds=verify_seconds,
             delimiter=None if delimiter is None else unescape(delimiter),
             system=system,
             device=device,

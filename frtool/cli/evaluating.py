@@ -40,6 +40,7 @@ class Output:
 
 def evaluate(plan: Plan, output: Output) -> int:
     """Run what is not done yet and report on all of it. The exit status: 130 when it was interrupted."""
+    from frtool.eval.commands import judged_by_command
     from frtool.eval.report import check_plot, plot
     from frtool.eval.tasks import load_items
 
@@ -53,6 +54,10 @@ def evaluate(plan: Plan, output: Output) -> int:
         check_chart()
     with contextlib.redirect_stdout(sys.stderr):
         items = {task: load_items(task, offset=plan.offset, limit=plan.limit) for task in plan.tasks}
+        command = plan.search.verify_command
+        if command is not None:
+            seconds = plan.search.verify_seconds
+            items = {task: judged_by_command(found, command, seconds) for task, found in items.items()}
         file = None if output.folder is None else ResultFile(output.folder, plan.record(), resume=output.resume)
         stopped = threading.Event()
         loaded: list[LoadedModel] = []

@@ -21,6 +21,8 @@ class Item:
     verifier: Verifier
     puzzle: Puzzle | None = None
     """What the prompt asks for, where it is an arithmetic puzzle."""
+    expected: str | None = None
+    """The right answer, where a file gave one."""
 
 
 class ExactVerifier:

@@ -20,6 +20,7 @@ BEAM = "beam"
 # Distinct children of a beam, and samples tried for each: a beam that ends before its budget.
 BEAM_EXPAND = 4
 BEAM_OVERSAMPLE = 1.3
+LEVELS = ("beam", "dvts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class Plan:
         return self.seeds[:1] if cell.algorithm == GREEDY else self.seeds
 
     def fitted(self, cell: Cell, item: Item) -> dict[str, Any]:
-        """The options of the cell's algorithm: as many chains, or as wide a beam, as the budget pays for, unless the
+        """The options of the cell's algorithm: as many chains, or as wide levels, as the budget pays for, unless the
         user gave its size."""
         options = dict(self.options.get(cell.algorithm, {}))
         if cell.budget is None:
@@ -86,9 +87,11 @@ class Plan:
         level = max(cell.budget // self.length(item), 1)
         if cell.algorithm in CHAINS:
             options.setdefault("n", level)
-        elif cell.algorithm == BEAM and not options.keys() & {"width", "keep", "expand", "oversample"}:
+        elif cell.algorithm in LEVELS and not options.keys() & {"width", "keep", "expand", "oversample"}:
             keep = max(math.floor(level / (BEAM_EXPAND * BEAM_OVERSAMPLE)), 1)
-            options |= {"keep": keep, "width": BEAM_EXPAND * keep, "oversample": BEAM_OVERSAMPLE}
+            options |= {"width": BEAM_EXPAND * keep, "oversample": BEAM_OVERSAMPLE}
+            if cell.algorithm == BEAM:
+                options["keep"] = keep
         return options
 
     def length(self, item: Item) -> int:

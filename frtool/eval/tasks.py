@@ -169,7 +169,7 @@ def _file(path: Path, check: str) -> Iterator[Item]:
                 hint='each line is an object such as {"prompt": "What is 6 times 7?", "answer": "42"}',
             ) from None
         ids.add(id)
-        yield Item(id, prompt, verifier, parse_puzzle(prompt))
+        yield Item(id, prompt, verifier, parse_puzzle(prompt), answer)
 
 
 def _check(check: str, answer: str) -> Any:

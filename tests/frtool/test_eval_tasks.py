@@ -12,6 +12,7 @@ import pytest
 
 from frtool.config import SearchConfig
 from frtool.errors import UsageError
+from frtool.eval.commands import judged_by_command
 from frtool.eval.control import random_rollouts
 from frtool.eval.items import ExactVerifier, NumericVerifier, number
 from frtool.eval.plan import Plan
@@ -173,3 +174,23 @@ def test_chains_and_beams_are_as_many_as_the_budget_pays_for(budget: int, n: int
     assert budget < 48 or 3 * math.ceil(beam["width"] * beam["oversample"]) <= budget
     given = Plan(("game24",), ("beam",), (budget,), SearchConfig("x", steps=1), options={"beam": {"keep": 2}})
     assert given.fitted(given.cells()[0], item) == {"keep": 2}
+
+
+def test_a_command_judges_in_place_of_the_task_and_learns_of_the_problem(tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"id": "a", "prompt": "What is 6 times 7?", "answer": "forty two"}\n')
+    script = tmp_path / "check.sh"
+    script.write_text('test "$(cat)" = "$2" && test "$1" = a\n')
+    [item] = judged_by_command(load_items(str(file)), f"sh {script} {{id}} {{expected}}", 10.0)
+    assert item.verifier.verify("forty two")
+    assert not item.verifier.verify("42")
+    with pytest.raises(UsageError, match="nowhere"):
+        judged_by_command([item], "nowhere-to-be-found", 10.0)
+
+
+def test_levels_fit_the_budget() -> None:
+    item = load_items("game24", limit=1)[0]
+    plan = Plan(("game24",), ("beam", "dvts"), (48,), SearchConfig(prompt="x").resolved())
+    beam, dvts = (plan.fitted(cell, item) for cell in plan.cells())
+    assert beam == {"keep": 3, "width": 12, "oversample": 1.3}
+    assert dvts == {"width": 12, "oversample": 1.3}
