@@ -41,8 +41,8 @@ class LlamaForCausalLM(nn.Module):
         text.get_text_config = lambda decoder=True: text
         self.config = text
         table = weights.pop("model.embed_tokens.weight")
+        head = _linear(table.clone(), (text.vocab_size, text.hidden_size))
         self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size, _weight=table, _freeze=True)
-        head = _linear(self.embed_tokens.weight.clone(), (text.vocab_size, text.hidden_size))
         self.lm_head = PackedLinear(head)
         self.layers = nn.ModuleList([self._layer(weights, index) for index in range(text.num_hidden_layers)])
         self.norm = _Norm(weights.pop("model.norm.weight"), text.rms_norm_eps)

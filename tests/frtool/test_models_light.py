@@ -81,13 +81,15 @@ def test_where_weights_cannot_be_packed_transformers_computes(monkeypatch, whole
     assert type(load.load_model("embedded", device="cpu", light=True).model) is type(whole.model)
 
 
-@pytest.mark.parametrize("damage", ["weights", "shape", "tokenizer"])
+@pytest.mark.parametrize("damage", ["weights", "shape", "vocabulary", "tokenizer"])
 def test_files_that_do_not_fit_together_are_one_clear_error(monkeypatch, tmp_path, damage):
     shutil.copytree(resolve.EMBEDDED_DIRECTORY, tmp_path / "model", ignore=shutil.ignore_patterns("training*"))
     directory = tmp_path / "model"
     config = json.loads((directory / "config.json").read_text())
     if damage == "weights":
         config["num_hidden_layers"] += 1
+    elif damage == "vocabulary":
+        config["vocab_size"] += 1
     elif damage == "shape":
         config["intermediate_size"] //= 2
     else:
