@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from frtool.models.embedded.training.batches import batch_seed, empty_batch, make_batch
 from frtool.models.embedded.training.checkpoint import join_parts, write_checkpoint, write_parts
-from frtool.models.embedded.training.evaluate import auc, path_of
+from frtool.models.embedded.training.evaluate import auc, path_of, reliability
 from frtool.models.embedded.training.network import DeviceBatch, Reasoner, Shape, losses, tree_mask
 from frtool.models.embedded.training.optimizer import orthogonalise, rate_at
 from frtool.models.embedded.training.vocabulary import VOCABULARY_SIZE
@@ -86,6 +86,15 @@ def test_auc_counts_ties_half() -> None:
     assert auc(np.array([0.5, 0.5]), np.array([False, True])) == 0.5
     assert auc(np.array([0.9, 0.1, 0.5]), np.array([False, True, True])) == 0.0
     assert auc(np.array([0.9]), np.array([True])) is None
+
+
+def test_reliability_counts_scores_by_tenths() -> None:
+    scores, good = np.array([0.01, 0.05, 0.55, 1.0]), np.array([False, True, False, True])
+    assert reliability(scores, good) == [
+        {"labels": 2, "mean_reward": 0.03, "good": 0.5},
+        {"labels": 1, "mean_reward": 0.55, "good": 0.0},
+        {"labels": 1, "mean_reward": 1.0, "good": 1.0},
+    ]
 
 
 def test_the_training_script_runs_to_a_checkpoint(tmp_path: Path) -> None:

@@ -50,6 +50,21 @@ def auc(scores: NDArray[Any], good: NDArray[Any]) -> float | None:
     return float((ranks[good].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
+def reliability(scores: NDArray[Any], good: NDArray[Any], bins: int = 10) -> list[dict[str, float | int]]:
+    """The reliability diagram: of the items whose score falls into each of `bins` equal parts of 0…1, their number,
+    mean score and share of good ones. Parts without items are left out."""
+    places = np.minimum((scores * bins).astype(int), bins - 1)
+    return [
+        {
+            "labels": int((places == place).sum()),
+            "mean_reward": round(float(scores[places == place].mean()), 4),
+            "good": round(float(good[places == place].mean()), 4),
+        }
+        for place in range(bins)
+        if (places == place).any()
+    ]
+
+
 @dataclass(slots=True)
 class LabelledPath:
     """A path that ends in `<prm>`. `kind` is `numbers/lines so far`, with `/error` if an error is planted in it."""
@@ -85,12 +100,13 @@ def labelled_paths(documents: Documents) -> list[LabelledPath]:
     return paths
 
 
-def step_reward(model: Any, paths: Sequence[LabelledPath]) -> dict[str, dict[str, float | int | None]]:
-    """AUC, mean and Brier score of the reward by kind of path, read as a search reads it: each in a row of its own."""
+def step_reward(model: Any, paths: Sequence[LabelledPath]) -> dict[str, dict[str, Any]]:
+    """AUC, mean, Brier score and reliability of the reward by kind of path, read as a search reads it: each in a row of
+    its own."""
     scores = np.array(reward(model, [path.tokens for path in paths]))
     labels = np.array([path.good for path in paths])
     kinds = np.array([path.kind for path in paths])
-    result: dict[str, dict[str, float | int | None]] = {}
+    result: dict[str, dict[str, Any]] = {}
     for kind in sorted(set(kinds.tolist())):
         values, good = scores[kinds == kind], labels[kinds == kind]
         result[kind] = {
@@ -99,6 +115,7 @@ def step_reward(model: Any, paths: Sequence[LabelledPath]) -> dict[str, dict[str
             "auc": auc(values, good),
             "mean_reward": float(values.mean()),
             "brier": float(((values - good) ** 2).mean()),
+            "reliability": reliability(values, good),
         }
     return result
 
