@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, get_type_hints
 
@@ -105,6 +107,31 @@ def test_the_default_beam_comes_to_its_end_within_the_budget(model: Any, steps: 
         assert result.usage.terminals
         widths.add(result.config["algorithm_options"]["width"])
     assert len(widths) == 2  # a longer puzzle leaves less to each line
+
+
+def test_the_pool_goes_with_its_search(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from frtool.engine.forest import Forest
+
+    pools: list[Any] = []
+    begin = Forest.__init__
+
+    def remember(self: Forest, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **kwargs)
+        pools.append(weakref.ref(self.allocator))
+
+    monkeypatch.setattr(Forest, "__init__", remember)
+    settings: Settings = {"model": model, "algorithm": "best-of-n", "options": {"n": 1}}
+    gc.disable()  # it would come by too late for a GPU's memory
+    try:
+        found = frtool.search(PUZZLE, **settings)
+        for _ in frtool.stream(PUZZLE, **settings):
+            break
+        results = list(frtool.search_many([PUZZLE, "no puzzle"], **settings))
+        assert [pool() for pool in pools] == [None, None, None]
+    finally:
+        gc.enable()
+    assert found.answer
+    assert len(results) == 2
 
 
 class Constant:
