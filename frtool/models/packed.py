@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .memory import free_host_memory
+
 _PACKABLE = (torch.float32, torch.bfloat16)
 
 
@@ -56,15 +58,18 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 def pack_model(model: Any) -> int:
     """Pack the linear layers of `model` in place and free the weights as they were. Returns how many were packed.
 
-    Decoder layers that `packed_layers` knows are replaced as a whole. A weight that something else shares, such as the
-    embedding, stays besides its packed copy.
+    Decoder layers that `packed_layers` knows are replaced as a whole. An output matrix that is the embedding too stays
+    besides its packed copy; it is left as it is where such a copy would take much of the free memory.
     """
     from .packed_layers import pack_layers
 
     count = pack_layers(model)
+    tables = {module.weight.data_ptr() for module in model.modules() if isinstance(module, nn.Embedding)}
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and child.weight.dtype in _PACKABLE:
+                if child.weight.data_ptr() in tables and child.weight.nbytes > free_host_memory() // 8:
+                    continue
                 setattr(module, name, PackedLinear(child))
                 count += 1
     return count

@@ -74,6 +74,13 @@ def test_packed_weights_replace_those_of_the_model():
     assert all(weight.dim() == 1 or weight is embedding for weight in left.values())
 
 
+def test_a_tied_output_matrix_is_copied_only_where_memory_is_free(monkeypatch):
+    monkeypatch.setattr(packed, "free_host_memory", lambda: 1000)
+    model = build("llama")
+    assert packed.pack_model(model) == MODELS["llama"][1] - 1
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_row_of_a_layer_depends_on_the_others(dtype):
     if not packed.can_pack(torch.device("cpu"), dtype):
