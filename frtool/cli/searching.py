@@ -174,6 +174,10 @@ class _Search:
                 while True:
                     self._consume(event)
                     event = next(events)
+            if self.view.model.ended is None:  # the interrupt had ended the iterator itself
+                from frtool.export.recorded import standing
+
+                self._consume(replace(standing(self.view.model), reason="interrupted"))
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ class RecordedSearch:
     @property
     def ended(self) -> Ended:
         """How the search ended; for a trace that breaks off, what it had reached, with the reason 'unfinished'."""
-        return self.model.ended or _standing(self.model)
+        return self.model.ended or standing(self.model)
 
     @property
     def note(self) -> str | None:
@@ -73,7 +73,8 @@ def event_seconds(events: list[Event]) -> list[float]:
     return seconds
 
 
-def _standing(model: TreeModel) -> Ended:
+def standing(model: TreeModel) -> Ended:
+    """What a search without an end had reached, with the reason 'unfinished'."""
     best, tick = model.best(), model.tick
     nodes = [node for node in model.walk() if node.parent is not None]
     ended = Ended(

@@ -146,8 +146,8 @@ class FakeSession:
     """Stands for `frtool.session.Session`: the search above, with the faults that a prompt asks for.
 
     A prompt that contains a word of these does so: `unsolved` finds nothing, `refused` fails while loading,
-    `broken` fails in the middle, `crash` raises what nobody expects, `slow` sleeps at each step, `hang` does so
-    and ignores the first interrupt, `noisy` prints on stdout, `hostile` answers with escape sequences.
+    `broken` fails in the middle, `torn` is interrupted there from outside of the search, `crash` raises what nobody
+    expects, `slow` sleeps at each step, `hang` does so and ignores the first interrupt, `noisy` prints on stdout, `hostile` answers with escape sequences.
     """
 
     def __init__(self, config: SearchConfig) -> None:
@@ -204,6 +204,8 @@ class FakeSession:
         ):
             if "broken" in prompt and i == 20:
                 raise ModelError("the weights have gone", hint="look for them")
+            if "torn" in prompt and i == 20:
+                raise KeyboardInterrupt
             yield event
 
 

@@ -131,6 +131,15 @@ class TestResults:
         assert one_error(err) == "error: the weights have gone"
         assert len(list(TraceReader(path))) == 20
 
+    def test_an_interrupt_that_ends_the_events_leaves_a_whole_trace_all_the_same(self, capfd, tmp_path):
+        path = tmp_path / "t.jsonl"
+        status, out, _ = frtool(capfd, "search", "torn", "-q", "--json", "--trace", str(path))
+        assert status == json.loads(out)["status"] == 130
+        reader = TraceReader(path)
+        events = list(reader)
+        assert reader.complete
+        assert events[-1].reason == json.loads(out)["reason"] == "interrupted"
+
     def test_a_model_that_fails_is_status_1(self, capfd):
         status, out, err = frtool(capfd, "search", "refused")
         assert (status, out) == (1, "")

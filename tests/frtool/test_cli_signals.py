@@ -130,7 +130,7 @@ def test_a_terminal_that_hangs_up_ends_the_search_in_order(fake_cli, trace):
 
 def test_a_terminal_that_vanishes_without_a_word_lets_the_search_end(fake_cli, trace):
     ours, theirs = pty.openpty()
-    search = Running(fake_cli, "x", "--trace", str(trace), stdin=theirs, stdout=theirs, stderr=theirs)
+    search = Running(fake_cli, "slow", "--trace", str(trace), stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     search.wait_for(trace, 1)
     os.close(ours)

@@ -290,18 +290,6 @@ def test_a_dear_frame_makes_frames_rare(make_events):
     assert view.drawing_seconds < 0.03 * clock.now
 
 
-def test_drawing_takes_under_three_percent_of_a_run(make_events):
-    events = make_events("mcts", nodes=100)[:-1]
-    view = LiveView(Console(file=io.StringIO(), force_terminal=True, width=200, height=60))
-    begin = time.perf_counter()
-    with view:
-        while time.perf_counter() - begin < 1.5:
-            for event in events:
-                view.show(event)
-                time.sleep(0.001)
-    assert view.drawing_seconds < 0.03 * (time.perf_counter() - begin)
-
-
 def test_plain_lines_are_few_and_far_between(make_events):
     clock = Clock()
     stream = io.StringIO()
