@@ -147,7 +147,8 @@ class FakeSession:
 
     A prompt that contains a word of these does so: `unsolved` finds nothing, `refused` fails while loading,
     `broken` fails in the middle, `torn` is interrupted there from outside of the search, `crash` raises what nobody
-    expects, `slow` sleeps at each step, `hang` does so and ignores the first interrupt, `noisy` prints on stdout, `hostile` answers with escape sequences.
+    expects, `slow` sleeps at each step, `hang` does so and ignores the first interrupt, `noisy` prints on
+    stdout, `hostile` answers with escape sequences.
     """
 
     def __init__(self, config: SearchConfig) -> None:
