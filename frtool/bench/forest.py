@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from frtool.config import SearchConfig
 from frtool.files import save_text
 from frtool.search.events import Ended
+from frtool.solving.many import Many
+from frtool.solving.question import Question
 
 if TYPE_CHECKING:
     from frtool.models.load import LoadedModel
@@ -64,7 +66,7 @@ def run_forest_benchmark(
 
     prompts = [item.prompt for item in load_items(f"countdown:n={problems}")]
     config = SearchConfig(
-        prompt=prompts[0], algorithm="best-of-n", algorithm_options={"n": rollouts}, steps=1 << 20, batch=rollouts
+        prompt=prompts[0], algorithm="best-of-n", algorithm_options={"n": rollouts}, steps=8 * rollouts, batch=rollouts
     )
     together = _batch(loaded, config, batch)
     _alone(loaded, config, prompts[:1])  # what compiles or allocates at first use
@@ -97,31 +99,30 @@ def _timed(run: Callable[[], Outcome]) -> tuple[float, Outcome]:
 
 
 def _alone(loaded: LoadedModel, config: SearchConfig, prompts: list[str]) -> Outcome:
-    from frtool.session import Session
+    """One after the other, in an engine that stays: what it captured or compiled for one serves the next."""
+    many = Many.open(config, loaded=loaded)
 
-    outcome: Outcome = {}
-    for prompt in prompts:
-        session = Session.open(replace(config, prompt=prompt), loaded=loaded)
-        for event in session.run():
-            if isinstance(event, Ended):
-                outcome[prompt] = (event.answer, event.nodes, event.policy_tokens)
-        session.close()
-    return outcome
+    def one_by_one() -> Iterator[Question | None]:
+        for prompt in prompts:
+            while many.active:
+                yield None
+            yield Question(prompt)
+
+    return _outcome(many, one_by_one())
 
 
 def _batch(loaded: LoadedModel, config: SearchConfig, batch: int | None) -> int:
-    from frtool.solving.many import Many
-
     return Many.open(replace(config, batch=batch), loaded=loaded).forest.capacity
 
 
 def _together(loaded: LoadedModel, config: SearchConfig, prompts: list[str], batch: int) -> Outcome:
-    from frtool.solving.many import Many
-    from frtool.solving.question import Question
-
     many = Many.open(replace(config, batch=batch), loaded=loaded)
+    return _outcome(many, (Question(prompt) for prompt in prompts))
+
+
+def _outcome(many: Many, questions: Iterable[Question | None]) -> Outcome:
     outcome: Outcome = {}
-    for attempt, event in many.run(Question(prompt) for prompt in prompts):
+    for attempt, event in many.run(questions):
         if isinstance(event, Ended):
             outcome[attempt.question.prompt] = (event.answer, event.nodes, event.policy_tokens)
     return outcome
