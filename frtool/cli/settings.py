@@ -207,7 +207,7 @@ def _text(path: Path, section: str, key: str, value: Any) -> str | list[str]:
 
 def _flat(table: dict[str, Any]) -> dict[str, Any]:
     """The values of a table by dotted names."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in table.items():
         inner = _flat(value) if isinstance(value, dict) else {"": value}
         flat |= {f"{name}.{below}" if below else name: item for below, item in inner.items()}
