@@ -14,8 +14,8 @@ EMBEDDED = "embedded"
 VERDICTS = ("arithmetic", "math", "command")
 SCORERS = ("auto", "reward", "logprob", "self-eval", "prm", *VERDICTS)
 VERIFIERS = ("auto", "none", *VERDICTS)
-# The beam of the embedded model. Ten paths did best on held-out puzzles (benchmarks/game24-cpu.json); fewer stay where
-# their steps would not all fit into the budget, because a beam that is cut has no answer.
+# The beam of the embedded model. Ten paths do well on held-out puzzles (benchmarks/embedded-accuracy.json); fewer stay
+# where their steps would not all fit into the budget, because a beam that is cut has no answer.
 _MOST_BEAMS = 10
 _BEAM = {"expand": 4, "oversample": 1.3}
 _MOST_LINES = 5
