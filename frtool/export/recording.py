@@ -45,7 +45,7 @@ def recording(search: RecordedSearch, width: int = WIDTH, height: int = HEIGHT) 
             group = list(same)
             span = (at, at + len(group))
             at = span[1]
-            text = _text(group[0], row, classes)
+            text = _text(group[0], classes)
             if text:
                 spans.add(span)
                 lines.append(f'<text class="{_name(span)}" y="{_TOP + row * _ROW}">{text}</text>')
@@ -78,7 +78,7 @@ def _last_frame(search: RecordedSearch, width: int) -> list[Line]:
     return [*draw(model, width, max(8, HEIGHT - 1 - len(below))), Line(), *below]
 
 
-def _text(line: Line, row: int, classes: dict[str, str]) -> str:
+def _text(line: Line, classes: dict[str, str]) -> str:
     """The runs of a line, each at its own column so that no font can shift what follows."""
     parts, column = [], 0
     for text, style in line.runs:
