@@ -209,16 +209,16 @@ class Many:
     def _config(self, question: Question) -> SearchConfig:
         """The configuration for one question. Raises UsageError for one without the answer that its judge needs."""
         config = self._asked
-        expected, verify = question.expected, config.verify
+        expected = config.expected if question.expected is None else question.expected
+        verify = config.verify
         if self._equipment.custom.verifier is not None:
             expected = None
         elif "math" in (verify, config.scorer):
-            expected = expected if expected is not None else config.expected
             if not expected:
                 raise UsageError("math-verify needs the problem's answer", hint='write it beside the "prompt"')
-        elif expected is not None and verify == "auto" and parse_puzzle(question.prompt) is None:
+        elif question.expected is not None and verify == "auto" and parse_puzzle(question.prompt) is None:
             verify = "math"
-        else:
-            expected = None
+        elif question.expected is not None:  # another rule judges
+            expected = config.expected
         asked = replace(config, prompt=question.prompt, expected=expected, verify=verify)
         return self._equipment.resolve(asked)

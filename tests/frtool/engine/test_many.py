@@ -158,5 +158,8 @@ def test_answers_go_to_math_verify_unless_a_puzzle_asks_for_its_own_rule(
     found = ends(many.run(iter([*questions, Question("why")])))
     verifiers = [attempt.problem and attempt.problem.verifier for attempt, _ in found.values()]
     assert {None if verifier is None else verifier.name for verifier in verifiers} == {"math", "arithmetic", None}
+    (attempt, _) = ends(opened(loaded_model(), expected="3").run(iter([Question("why")])))["why"]
+    assert attempt.problem is not None
+    assert (attempt.problem.config.expected, attempt.problem.config.verify) == ("3", "math")
     (attempt, ended) = ends(opened(loaded_model(), verify="math").run(iter([Question("why")])))["why"]
     assert "needs the problem's answer" in str(attempt.failure(ended))
