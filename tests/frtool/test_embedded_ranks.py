@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 
 from frtool.models.embedded.training.ranks import Ranks
@@ -34,7 +35,10 @@ def one_of_two(rank: int, port: int, folder: str) -> None:
 
 
 def test_processes_average_their_gradients_and_agree_on_the_first_ones_clock(tmp_path: Path) -> None:
-    mp.spawn(one_of_two, args=(free_port(), str(tmp_path)), nprocs=WORLD, join=True)
+    port = free_port()
+    command = [sys.executable, __file__, str(port), str(tmp_path)]  # a process cannot import a test by its name
+    processes = [subprocess.Popen([*command, str(rank)]) for rank in range(WORLD)]
+    assert [process.wait(120) for process in processes] == [0] * WORLD
     for rank in range(WORLD):
         gradients, agreed = torch.load(tmp_path / f"{rank}.pt")
         assert torch.equal(gradients[0], torch.full((2, 3), 2.0))
@@ -51,3 +55,7 @@ def test_a_process_alone_needs_no_others() -> None:
     assert torch.equal(parameter.grad, torch.ones(2))
     assert ranks.agree(0.5, torch.device("cpu")) == 0.5
     assert ranks.first
+
+
+if __name__ == "__main__":
+    one_of_two(int(sys.argv[3]), int(sys.argv[1]), sys.argv[2])
