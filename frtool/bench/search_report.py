@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
+from frtool.view.chart import bars
 from frtool.view.figure import save_figure
 
 from .search import SearchReport
@@ -74,3 +76,13 @@ def draw_chart(report: SearchReport, folder: Path) -> list[Path]:
     axes.set_title(f"{report.machine['model']}, {report.machine['device']}")
     axes.legend()
     return save_figure(figure, folder, "search")
+
+
+def terminal_chart(report: SearchReport, console: Console) -> str:
+    """The tokens a second of each search, as bars of text, those of transformers below."""
+    values: dict[str, float] = {}
+    for row in report.rows:
+        values[f"{row.algorithm}, frtool"] = row.tokens / row.seconds
+        if row.peer_tokens_per_second is not None:
+            values[f"{row.algorithm}, transformers"] = row.peer_tokens_per_second
+    return bars(values, console, title="tokens a second")

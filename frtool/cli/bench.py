@@ -6,19 +6,18 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from frtool.errors import FrtoolError, UsageError
-from frtool.view.safe import safe_json, safe_line
+from frtool.errors import UsageError
+from frtool.view.safe import safe_json
 
 from .bench_decode import decode, parse_batch_sizes
+from .bench_output import check_terminal_plot, progress, save_charts
 from .bench_search import search
-
-if TYPE_CHECKING:
-    from frtool.bench.attention import AttentionReport
 
 app = typer.Typer(help="Measure the parts of frtool on this machine.", invoke_without_command=True)
 
@@ -42,9 +41,13 @@ def _bench(context: typer.Context) -> int:
 
 @app.command("allocator")
 def allocator(
-    seconds: Annotated[float, typer.Option(help="Time for each case.")] = 1.0, json: JsonOption = False
+    seconds: Annotated[float, typer.Option(help="Time for each case.")] = 1.0,
+    plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw a chart there; needs matplotlib.")] = None,
+    terminal_plot: Annotated[bool, typer.Option("--terminal-plot", help="Draw the rates in the terminal too.")] = False,
+    json: JsonOption = False,
 ) -> int:
     """Branches a second that the KV allocator forks, grows and frees, on one core."""
+    check_terminal_plot(terminal_plot, json)
     if not 0.01 <= seconds <= 600:
         raise UsageError(f"--seconds is {seconds:g}, but must lie in 0.01 to 600")
     from frtool.bench.allocator import run_allocator_benchmark
@@ -52,13 +55,23 @@ def allocator(
     rows = run_allocator_benchmark(seconds=seconds)
     if json:
         print(safe_json({"machine": _machine(), "rows": [asdict(row) | {"reached": row.reached} for row in rows]}))
-        return 0
-    print(f"KV allocator, {_machine()['processor']}, one thread")
-    table = [("case", "shared blocks", "cycles/s", "target")]
-    for row in rows:
-        target = f"{row.target:,} {'reached' if row.reached else 'MISSED'}" if row.target is not None else ""
-        table.append((row.case, f"{row.shared_blocks:,}", f"{row.cycles_per_second:,.0f}", target))
-    _print_table(table)
+    else:
+        print(f"KV allocator, {_machine()['processor']}, one thread")
+        table = [("case", "shared blocks", "cycles/s", "target")]
+        for row in rows:
+            target = f"{row.target:,} {'reached' if row.reached else 'MISSED'}" if row.target is not None else ""
+            table.append((row.case, f"{row.shared_blocks:,}", f"{row.cycles_per_second:,.0f}", target))
+        _print_table(table)
+        if terminal_plot:
+            from rich.console import Console
+
+            from frtool.bench.allocator_report import terminal_chart
+
+            print("\n" + terminal_chart(rows, Console()), end="")
+    if plot is not None:
+        from frtool.bench.allocator_report import draw_chart
+
+        save_charts(partial(draw_chart, rows), plot)
     return 0
 
 
@@ -87,9 +100,8 @@ def attention(
     for name, value, least in (("prefix", prefix, 0), ("suffix", suffix, 1), ("block-size", block_size, 1)):
         if value is not None and value < least:
             raise UsageError(f"--{name} is {value}, but must be at least {least}")
+    check_terminal_plot(terminal_plot, json)
     if terminal_plot:
-        if json:
-            raise UsageError("--terminal-plot has no use with --json", hint="leave one of them out")
         from frtool.view.chart import check_chart
 
         check_chart()
@@ -102,11 +114,11 @@ def attention(
             batch_sizes=sizes, prefix=prefix, suffix=suffix, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
             dtype=dtype, block_size=block_size, suite=suite,
             baselines=[] if baseline == "none" else [name.strip() for name in baseline.split(",")],
-            device=str(choose_device(device)), on_progress=_progress,
+            device=str(choose_device(device)), on_progress=progress,
         )  # fmt: skip
     except ValueError as error:
         raise UsageError(str(error)) from None
-    _progress("")
+    progress("")
     if json:
         print(safe_json(report.to_dict()))
     else:
@@ -123,25 +135,10 @@ def attention(
 
             print("\n" + terminal_chart(report, wide), end="")
     if plot is not None:
-        _plot(report, plot)
+        from frtool.bench.attention_report import draw_charts
+
+        save_charts(partial(draw_charts, report), plot)
     return 0
-
-
-def _plot(report: AttentionReport, folder: Path) -> None:
-    from frtool.bench.attention_report import draw_charts
-
-    try:
-        paths = draw_charts(report, folder)
-    except ImportError:
-        raise FrtoolError("--plot needs matplotlib", hint='install it: pip install "flash-frtool[plot]"') from None
-    for path in paths:
-        print(f"wrote {safe_line(str(path))}", file=sys.stderr)
-
-
-def _progress(line: str) -> None:
-    """On a terminal each line takes the place of the last; elsewhere they would only fill a log."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        print(f"\r{safe_line(line, 70):<72}", end="\r", file=sys.stderr, flush=True)
 
 
 def _machine() -> dict[str, Any]:

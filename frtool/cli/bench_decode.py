@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from frtool.errors import FrtoolError, UsageError
+from frtool.errors import UsageError
 from frtool.threads import spin_briefly
 from frtool.view.safe import safe_json, safe_line
 
+from .bench_output import check_terminal_plot, progress, save_charts
 from .settings import expand_alias
 
 if TYPE_CHECKING:
@@ -45,9 +47,8 @@ def decode(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """A decode step of a search against its roofline and other libraries."""
+    check_terminal_plot(terminal_plot, json)
     if terminal_plot:
-        if json:
-            raise UsageError("--terminal-plot has no use with --json", hint="leave one of them out")
         from frtool.view.chart import check_chart
 
         check_chart()
@@ -84,11 +85,11 @@ def decode(
             steps=steps or (16 if small else 32),
             compile=compile,
             baselines=baselines,
-            on_progress=_progress,
+            on_progress=progress,
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
-    _progress("")
+    progress("")
     if json:
         print(safe_json(report.to_dict()))
     else:
@@ -105,7 +106,9 @@ def decode(
 
             print("\n" + terminal_chart(report, wide), end="")
     if plot is not None:
-        _plot(report, plot)
+        from frtool.bench.decode_report import draw_chart
+
+        save_charts(partial(draw_chart, report), plot)
     return 0
 
 
@@ -124,7 +127,7 @@ def _load(model: str | None, shape: str | None, device: torch.device, dtype: str
     from frtool.models.load import load_model, pack_weights
 
     if shape is None or shape == "embedded":
-        return load_model(model or "embedded", device=device, dtype=dtype, on_progress=_progress)
+        return load_model(model or "embedded", device=device, dtype=dtype, on_progress=progress)
     from frtool.bench.decode_models import parameter_count, random_model
     from frtool.models.devices import choose_dtype, set_threads
     from frtool.models.memory import require_memory
@@ -132,23 +135,6 @@ def _load(model: str | None, shape: str | None, device: torch.device, dtype: str
     parameters = parameter_count(shape)
     chosen = choose_dtype(dtype, device, parameters)
     require_memory(shape, parameters * chosen.itemsize, device)
-    _progress(f"making {shape} with random weights")
+    progress(f"making {shape} with random weights")
     set_threads(parameters)
     return pack_weights(random_model(shape, device, chosen))
-
-
-def _plot(report: Any, folder: Path) -> None:
-    from frtool.bench.decode_report import draw_chart
-
-    try:
-        paths = draw_chart(report, folder)
-    except ImportError:
-        raise FrtoolError("--plot needs matplotlib", hint='install it: pip install "flash-frtool[plot]"') from None
-    for path in paths:
-        print(f"wrote {safe_line(str(path))}", file=sys.stderr)
-
-
-def _progress(line: str) -> None:
-    """On a terminal each line takes the place of the last; elsewhere they would only fill a log."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        print(f"\r{safe_line(line, 70):<72}", end="\r", file=sys.stderr, flush=True)

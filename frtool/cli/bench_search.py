@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from frtool.errors import FrtoolError, UsageError
-from frtool.view.safe import safe_json, safe_line
+from frtool.errors import UsageError
+from frtool.view.safe import safe_json
+
+from .bench_output import check_terminal_plot, progress, save_charts
 
 _MOST_STEPS = 100_000
 
@@ -25,9 +28,11 @@ def search(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default the best there is.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default float32.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw a chart there; needs matplotlib.")] = None,
+    terminal_plot: Annotated[bool, typer.Option("--terminal-plot", help="Draw the rates in the terminal too.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Whole searches with the embedded model: nodes and tokens a second, and what the machinery costs."""
+    check_terminal_plot(terminal_plot, json)
     for name, value in {"steps": steps, "batch": batch, "repeats": repeats}.items():
         if not 1 <= value <= _MOST_STEPS:
             raise UsageError(f"--{name} is {value}, but must lie in 1 to {_MOST_STEPS:,}")
@@ -45,34 +50,22 @@ def search(
 
     report = run(
         algorithms=list(dict.fromkeys(names)), steps=steps, batch=batch, repeats=repeats, baseline=baseline == "hf",
-        device=device, dtype=dtype, on_progress=_progress,
+        device=device, dtype=dtype, on_progress=progress,
     )  # fmt: skip
-    _progress("")
+    progress("")
     if json:
         print(safe_json(report.to_dict()))
     else:
         from rich.console import Console
 
-        from frtool.bench.search_report import search_table
+        from frtool.bench.search_report import search_table, terminal_chart
 
-        Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(search_table(report))
+        wide = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+        wide.print(search_table(report))
+        if terminal_plot:
+            print("\n" + terminal_chart(report, wide), end="")
     if plot is not None:
-        _plot(report, plot)
+        from frtool.bench.search_report import draw_chart
+
+        save_charts(partial(draw_chart, report), plot)
     return 0
-
-
-def _plot(report: Any, folder: Path) -> None:
-    from frtool.bench.search_report import draw_chart
-
-    try:
-        paths = draw_chart(report, folder)
-    except ImportError:
-        raise FrtoolError("--plot needs matplotlib", hint='install it: pip install "flash-frtool[plot]"') from None
-    for path in paths:
-        print(f"wrote {safe_line(str(path))}", file=sys.stderr)
-
-
-def _progress(line: str) -> None:
-    """On a terminal each line takes the place of the last; elsewhere they would only fill a log."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        print(f"\r{safe_line(line, 70):<72}", end="\r", file=sys.stderr, flush=True)

@@ -1,9 +1,9 @@
-"""Line charts for the terminal. Needs plotille (extra `plot`)."""
+"""Charts for the terminal: lines, which need plotille (extra `plot`), and bars."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.console import Console
 from frtool.errors import UsageError
 
 from .glyphs import ASCII, glyphs_for
+from .line import cells
 from .safe import safe_line
 
 _COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "red", "white")
@@ -66,6 +67,20 @@ def chart(
         text = "".join("." if _BLANK < c <= _LAST_BRAILLE else " " if c == _BLANK else c for c in text)
         text = text.encode("ascii", "replace").decode()
     return "".join(line.replace(_BLANK, " ").rstrip() + "\n" for line in text.splitlines())
+
+
+def bars(values: Mapping[str, float], console: Console, *, title: str) -> str:
+    """A line for each of the values (at least 0), the highest as long as `console` is wide."""
+    glyphs = glyphs_for(console.encoding)
+    width = min(max(60, console.width), 120)
+    labels = [safe_line(label, 2 * width // 3) for label in values]
+    numbers = [_tick(value) for value in values.values()]
+    left, right, top = max(map(cells, labels)), max(map(len, numbers)), max(values.values()) or 1.0
+    text = safe_line(title, 200) + "\n"
+    for label, number, value in zip(labels, numbers, values.values(), strict=True):
+        bar = glyphs.share(value / top, width - left - right - 4)
+        text += f"{label}{' ' * (left - cells(label))}  {number:>{right}}  {bar}".rstrip() + "\n"
+    return text.encode("ascii", "replace").decode() if glyphs is ASCII else text
 
 
 def _tick(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -58,6 +59,18 @@ def test_the_table_has_a_row_for_each_search(monkeypatch, report):
     result = CliRunner().invoke(app, ["bench", "search"])
     assert "best-of-n" in result.stdout
     assert "mcts" in result.stdout
+
+
+@pytest.mark.parametrize("peer", [None, 90.0])
+def test_rates_are_drawn_in_the_terminal_and_into_files(monkeypatch, tmp_path, report, peer):
+    pytest.importorskip("matplotlib")
+    rows = [replace(row, peer_tokens_per_second=peer) for row in report.rows]
+    monkeypatch.setattr(search, "run", lambda **_: replace(report, rows=rows))
+    result = CliRunner().invoke(app, ["bench", "search", "--terminal-plot", "--plot", str(tmp_path)])
+    chart = result.stdout[result.stdout.index("tokens a second\n") :]
+    assert chart.count("frtool  ") == 2
+    assert chart.count(", transformers  ") == (0 if peer is None else 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"search.png", "search.svg"}
 
 
 @pytest.mark.parametrize("bad", [{"algorithms": "magic"}, {"steps": 0}, {"baseline": "other"}])

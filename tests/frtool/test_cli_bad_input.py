@@ -131,6 +131,8 @@ BENCH_ALLOCATOR: dict[str, list[str]] = {
     "too long": ["--seconds", "1e9"],
     "option without its value": ["--seconds"],
     "flag with a value": ["--json=yes"],
+    "chart in JSON": ["--terminal-plot", "--json"],
+    "plot without its folder": ["--plot"],
     "unknown option": ["--nonsense"],
     "extra argument": ["now"],
 }
@@ -182,6 +184,8 @@ BENCH_SEARCH: dict[str, list[str]] = {
     "unknown device": ["--device", "abacus"],
     "device that is not there": ["--device", "cuda:99"],
     "unknown dtype": ["--dtype", "int3"],
+    "chart in JSON": ["--terminal-plot", "--json"],
+    "plot without its folder": ["--plot"],
     "unknown option": ["--nonsense"],
     "extra argument": ["now"],
 }

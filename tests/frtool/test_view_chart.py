@@ -6,12 +6,13 @@ import io
 import sys
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from frtool.errors import UsageError
 from frtool.eval.report import terminal_charts
 from frtool.eval.summary import Summary
-from frtool.view.chart import Series, chart
+from frtool.view.chart import Series, bars, chart
 
 LABELS = {"title": "a task", "x_label": "tokens", "y_label": "right"}
 
@@ -73,6 +74,26 @@ class TestChart:
         assert terminal_charts([], console()) == ""
 
 
+class TestBars:
+    @pytest.mark.parametrize("width", [40, 80, 200])
+    def test_bars_are_as_long_as_their_values_and_fit_the_terminal(self, width):
+        lines = bars({"all": 20_000, "half": 10_000, "日本語": 0}, console(width=width), title="rates").splitlines()
+        assert lines[0] == "rates"
+        assert lines[1].count("█") == pytest.approx(2 * lines[2].count("█"), abs=1)
+        assert "█" not in lines[3]
+        assert lines[2].startswith("half    10,000  ")
+        assert cell_len(lines[1]) == max(map(cell_len, lines)) <= min(max(60, width), 120)
+
+    def test_plain_terminals_get_plain_letters_and_no_escapes(self):
+        text = bars({"caf\u00e9 \x1b[2J" + "long " * 50: 1.0}, console("ascii"), title="rates")
+        assert text.isascii()
+        assert "\x1b" not in text
+        assert "###" in text
+
+    def test_nothing_but_zeros_is_drawn(self):
+        assert "none" in bars({"none": 0.0}, console(), title="rates")
+
+
 def test_missing_library_is_a_usage_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "plotille", None)
     with pytest.raises(UsageError, match="plotille"):
@@ -90,7 +111,9 @@ def test_benchmark_draws_its_times(capfd):
     assert "memory floor" in out
 
 
-@pytest.mark.parametrize("command", [["bench", "attention"], ["bench", "decode"], ["eval", "game24"]])
+@pytest.mark.parametrize(
+    "command", [*(["bench", part] for part in ("allocator", "attention", "decode", "search")), ["eval", "game24"]]
+)
 def test_a_chart_is_no_json(capfd, command):
     from frtool.cli.app import run
 
