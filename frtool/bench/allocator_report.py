@@ -28,7 +28,7 @@ def draw_chart(rows: Sequence[AllocatorRow], folder: Path) -> list[Path]:
     axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel("cycles a second")
     axes.set_title("KV allocator, one thread")
-    axes.legend(loc="center right")  # beside the short bars
+    axes.legend(loc="center right", fontsize="small")  # beside the short bars
     return save_figure(figure, folder, "allocator")
 
 

@@ -25,19 +25,25 @@ def tree_lines(model: TreeModel, width: int, height: int, glyphs: Glyphs) -> lis
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """The figures at the right of a line: a bar, the value, the visits, reward and prior."""
+    """The figures at the right of a line: the value's bar and number, the visits, reward and prior."""
 
     bar: int
+    """Cells of the value's bar."""
     visits: bool
-    extra: bool
+    prior: bool
+    """Whether there are reward and prior."""
+    reward_bar: bool
+    """Whether the reward is a bar, for want of room for its number."""
 
     @property
     def width(self) -> int:
-        return self.bar + 5 + (7 if self.visits else 0) + (14 if self.extra else 0)
+        extra = (13 if self.reward_bar else 14) if self.prior else 0
+        return self.bar + 5 + (7 if self.visits else 0) + extra
 
 
 def _columns(width: int) -> _Columns:
-    return _Columns(bar=0 if width < 50 else 6 if width < 76 else 8, visits=width >= 36, extra=width >= 90)
+    bar = 0 if width < 50 else 8 if width >= 90 else 6
+    return _Columns(bar, visits=width >= 36, prior=width >= 64, reward_bar=width < 90)
 
 
 def _legend(nodes: list[ViewNode], columns: _Columns, width: int, glyphs: Glyphs) -> Line:
@@ -63,7 +69,9 @@ def _legend(nodes: list[ViewNode], columns: _Columns, width: int, glyphs: Glyphs
         words += more
     line = Line((words, DIM)).fit(width - columns.width)
     line.add("value".rjust(columns.bar + 5) + (" visits" if columns.visits else ""), DIM)
-    return line.add(" reward  prior", DIM) if columns.extra else line
+    if columns.prior:
+        line.add(" reward prior" if columns.reward_bar else " reward  prior", DIM)
+    return line
 
 
 def _row(row: Row, columns: _Columns, width: int, glyphs: Glyphs) -> Line:
@@ -95,17 +103,24 @@ def _row(row: Row, columns: _Columns, width: int, glyphs: Glyphs) -> Line:
 
 
 def _figures(node: ViewNode, columns: _Columns, glyphs: Glyphs, best: bool) -> Line:
-    value = node.value
-    style = "bold" if best else DIM if node.dropped else ""
+    style, bar_style = ("bold", "green") if best else (DIM, DIM) if node.dropped else ("", "cyan")
     line = Line()
     if columns.bar:
-        line.add(glyphs.share(value, columns.bar), "green" if best else DIM if node.dropped else "cyan")
-    figures = " " + number(value)
+        line.add(glyphs.share(node.value, columns.bar), bar_style)
+    figures = " " + number(node.value)
     if columns.visits:
         figures += f"{node.visits:7,}" if node.visits else "      -"
-    if columns.extra:
-        figures += f"   {number(node.reward)}   {number(node.prior if node.parent else None)}"
-    return line.add(figures, style)
+    line.add(figures, style)
+    if not columns.prior:
+        return line
+    prior = number(node.prior if node.parent else None)
+    if not columns.reward_bar:
+        return line.add(f"   {number(node.reward)}   {prior}", style)
+    if node.reward is None:
+        line.add("      -", style)
+    else:
+        line.add("  ").add(glyphs.share(node.reward, 5), bar_style)
+    return line.add("  " + prior, style)
 
 
 def _mark(node: ViewNode, glyphs: Glyphs) -> tuple[str, str]:

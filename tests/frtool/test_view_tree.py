@@ -129,6 +129,25 @@ def test_marks_tell_what_became_of_a_node():
     assert "step 0.7" in lines["◉"]
 
 
+@pytest.mark.parametrize("width", [64, 80, 89, 90, 110, 120, 200])
+def test_a_step_has_its_text_and_all_figures(width):
+    reasoned = "so the two remaining numbers"
+    model = model_of(node("0.0", text=reasoned, prior=0.25, reward=0.75), node("0.1", prior=0.5), Backup("0.0", 0.5))
+    lines = [line.plain.partition("│")[0].rstrip() for line in draw(model, width, 40)]
+    assert any(line.endswith("reward prior") or line.endswith("reward  prior") for line in lines)
+    scored = next(line for line in lines if reasoned in line)
+    assert re.search(r"█+▏? +0\.50 +1 +(███▊|0\.75) +0\.25$", scored)
+    unscored = next(line for line in lines if "step 0.1" in line)
+    assert re.search(r" - +- +- +0\.50$", unscored), unscored
+
+
+@pytest.mark.parametrize("width", [30, 50, 63])
+def test_a_narrow_window_keeps_the_text_rather_than_the_prior(width):
+    text = "\n".join(line.plain for line in draw(model_of(node("0.0", prior=0.25)), width, 40))
+    assert "step 0.0" in text
+    assert "prior" not in text
+
+
 def tick(seconds: float = 1.0, **fields) -> Tick:
     return Tick(seconds, 100, 9, 3, 4, 16, 30, 100, 400, 900, **fields)
 
