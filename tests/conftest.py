@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no fault of a test: none is judged by a clock.
+settings.register_profile("frtool", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("frtool")
 # Typer and Rich style their output by the caller's environment; tests read plain text.
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 os.environ.setdefault("COLUMNS", "100")
