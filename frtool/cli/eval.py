@@ -11,10 +11,19 @@ import typer
 from frtool.config import EMBEDDED, SearchConfig
 from frtool.errors import UsageError
 
+from .model_options import (
+    ENGINE_PANEL,
+    CompileOption,
+    DeviceOption,
+    DtypeOption,
+    KvMemoryOption,
+    OfflineOption,
+    TrustOption,
+)
 from .settings import ConfigOption, expand_alias
 from .values import algorithm_options, size, unescape
 
-_SEARCH, _ENGINE, _OUTPUT = "Search", "Model and memory", "Output"
+_SEARCH, _OUTPUT = "Search", "Output"
 
 
 def evaluate(
@@ -81,36 +90,21 @@ def evaluate(
             "-m",
             help="`embedded`, a model directory, a GGUF file, or a Hugging Face id.",
             callback=expand_alias,
-            rich_help_panel=_ENGINE,
+            rich_help_panel=ENGINE_PANEL,
         ),
     ] = EMBEDDED,
     system: Annotated[
-        str | None, typer.Option("--system", help="System prompt of a chat model.", rich_help_panel=_ENGINE)
+        str | None, typer.Option("--system", help="System prompt of a chat model.", rich_help_panel=ENGINE_PANEL)
     ] = None,
     batch: Annotated[
-        int, typer.Option("--batch", "-b", help="Steps grown at once, over all problems.", rich_help_panel=_ENGINE)
+        int, typer.Option("--batch", "-b", help="Steps grown at once, over all problems.", rich_help_panel=ENGINE_PANEL)
     ] = 64,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", help="cpu, cuda, cuda:1; default the best there is.", rich_help_panel=_ENGINE),
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="auto, float32, bfloat16, float16.", rich_help_panel=_ENGINE)
-    ] = "auto",
-    kv_memory: Annotated[
-        str | None,
-        typer.Option("--kv-memory", metavar="SIZE", help="Of the KV cache, such as 2GiB.", rich_help_panel=_ENGINE),
-    ] = None,
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Compile the model's dense part (GPU).", rich_help_panel=_ENGINE)
-    ] = False,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Use the local model cache only.", rich_help_panel=_ENGINE)
-    ] = False,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run Python code that a model brings.", rich_help_panel=_ENGINE),
-    ] = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+    kv_memory: KvMemoryOption = None,
+    compile: CompileOption = False,
+    offline: OfflineOption = False,
+    trust_remote_code: TrustOption = False,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -12,11 +12,20 @@ import typer.core
 from frtool.config import EMBEDDED, SearchConfig
 from frtool.errors import UsageError
 
+from .model_options import (
+    ENGINE_PANEL,
+    CompileOption,
+    DeviceOption,
+    DtypeOption,
+    KvMemoryOption,
+    OfflineOption,
+    TrustOption,
+)
 from .settings import ConfigOption, expand_alias
 from .values import algorithm_options, read_prompt, size, unescape
 
 _ALGORITHM, _BUDGET, _SAMPLING = "Algorithm", "Budget", "Sampling"
-_JUDGING, _ENGINE, _OUTPUT = "Judging", "Model and memory", "Output"
+_JUDGING, _OUTPUT = "Judging", "Output"
 
 
 class SearchCommand(typer.core.TyperCommand):
@@ -163,33 +172,21 @@ def search(
     batch: Annotated[
         int | None,
         typer.Option(
-            "--batch", "-b", help="Steps grown at once: 16; with --input 64, on a GPU 256.", rich_help_panel=_ENGINE
+            "--batch",
+            "-b",
+            help="Steps grown at once: 16; with --input 64, on a GPU 256.",
+            rich_help_panel=ENGINE_PANEL,
         ),
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", help="cpu, cuda, cuda:1; default the best there is.", rich_help_panel=_ENGINE),
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="auto, float32, bfloat16, float16.", rich_help_panel=_ENGINE)
-    ] = "auto",
-    kv_memory: Annotated[
-        str | None,
-        typer.Option("--kv-memory", metavar="SIZE", help="Of the KV cache, such as 2GiB.", rich_help_panel=_ENGINE),
-    ] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+    kv_memory: KvMemoryOption = None,
     block_size: Annotated[
-        int | None, typer.Option("--block-size", help="Tokens of a KV block.", rich_help_panel=_ENGINE)
+        int | None, typer.Option("--block-size", help="Tokens of a KV block.", rich_help_panel=ENGINE_PANEL)
     ] = None,
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Compile the model's dense part (GPU).", rich_help_panel=_ENGINE)
-    ] = False,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Use the local model cache only.", rich_help_panel=_ENGINE)
-    ] = False,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run Python code that a model brings.", rich_help_panel=_ENGINE),
-    ] = False,
+    compile: CompileOption = False,
+    offline: OfflineOption = False,
+    trust_remote_code: TrustOption = False,
     source: Annotated[
         Path | None,
         typer.Option(
