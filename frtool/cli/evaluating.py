@@ -107,18 +107,9 @@ def _run(
 
 def _load(plan: Plan, loaded: list[LoadedModel], tell: Callable[[str], None]) -> LoadedModel:
     spin_briefly()
-    from frtool.models.load import load_model
+    from frtool.solving.equipment import load_policy
 
-    search = plan.search
-    model = load_model(
-        search.model,
-        device=search.device,
-        dtype=None if search.dtype == "auto" else search.dtype,
-        offline=search.offline,
-        trust_remote_code=search.trust_remote_code,
-        on_progress=tell,
-        light=True,
-    )
+    model = load_policy(plan.search, tell)
     loaded.append(model)
     return model
 

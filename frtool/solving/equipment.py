@@ -60,17 +60,7 @@ class Equipment:
         config = self.config
         spin_briefly()
         progress("starting torch")
-        from frtool.models.load import load_model
-
-        self.loaded = loaded or load_model(
-            config.model,
-            device=config.device,
-            dtype=None if config.dtype == "auto" else config.dtype,
-            offline=config.offline,
-            trust_remote_code=config.trust_remote_code,
-            on_progress=progress,
-            light=True,
-        )
+        self.loaded = loaded or load_policy(config, progress)
         if self._preset is not None:
             self._load_reward_model(self._preset, progress)
 
@@ -199,3 +189,18 @@ def attach(scorer: Scorer, root: Root) -> None:
         scorer.spend = spend
     elif isinstance(scorer, SelfEvalScorer):
         scorer.attach(root)
+
+
+def load_policy(config: SearchConfig, progress: Progress) -> LoadedModel:
+    """The model that a configuration names. Raises ModelError."""
+    from frtool.models.load import load_model
+
+    return load_model(
+        config.model,
+        device=config.device,
+        dtype=None if config.dtype == "auto" else config.dtype,
+        offline=config.offline,
+        trust_remote_code=config.trust_remote_code,
+        on_progress=progress,
+        light=True,
+    )
