@@ -8,17 +8,14 @@ from pathlib import Path
 from rich.console import Console
 
 from frtool.view.chart import bars
-from frtool.view.figure import save_figure
+from frtool.view.figure import headless_pyplot, save_figure
 
 from .allocator import CYCLES_TARGET, AllocatorRow
 
 
 def draw_chart(rows: Sequence[AllocatorRow], folder: Path) -> list[Path]:
     """allocator.png and allocator.svg in `folder`. Raises ImportError without matplotlib (extra `plot`)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    pyplot = headless_pyplot()
 
     folder.mkdir(parents=True, exist_ok=True)
     figure, axes = pyplot.subplots(figsize=(8.0, 3.5), layout="constrained")

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from frtool.bench.attention import AttentionReport, AttentionRow
-from frtool.view.figure import save_figure
+from frtool.view.figure import headless_pyplot, save_figure
 
 
 def attention_table(report: AttentionReport) -> Table:
@@ -56,10 +56,7 @@ def _number(value: float | None) -> str:
 
 def draw_charts(report: AttentionReport, folder: Path) -> list[Path]:
     """speedup, bandwidth, memory as PNG and SVG in `folder`. Raises ImportError without matplotlib (extra `plot`)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    pyplot = headless_pyplot()
 
     folder.mkdir(parents=True, exist_ok=True)
     names = [row.case for row in report.rows]

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from frtool.view.figure import save_figure
+from frtool.view.figure import headless_pyplot, save_figure
 
 from .decode import DecodeReport
 
@@ -49,10 +49,7 @@ def headline(report: DecodeReport) -> str:
 
 def draw_chart(report: DecodeReport, folder: Path) -> list[Path]:
     """decode.png and decode.svg in `folder`. Raises ImportError without matplotlib (extra `plot`)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    pyplot = headless_pyplot()
 
     folder.mkdir(parents=True, exist_ok=True)
     sizes = [row.batch for row in report.rows]

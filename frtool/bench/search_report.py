@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from frtool.view.chart import bars
-from frtool.view.figure import save_figure
+from frtool.view.figure import headless_pyplot, save_figure
 
 from .search import SearchReport
 
@@ -57,10 +57,7 @@ def headline(report: SearchReport) -> str:
 
 def draw_chart(report: SearchReport, folder: Path) -> list[Path]:
     """search.png and search.svg in `folder`. Raises ImportError without matplotlib (extra `plot`)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    pyplot = headless_pyplot()
 
     folder.mkdir(parents=True, exist_ok=True)
     names = [row.algorithm for row in report.rows]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frtool.errors import UsageError
-from frtool.view.figure import save_figure
+from frtool.view.figure import headless_pyplot, save_figure
 from frtool.view.safe import safe_line
 
 from .control import RANDOM_POLICY
@@ -69,10 +69,9 @@ def check_plot() -> None:
 
 def plot(rows: Sequence[Summary], folder: Path) -> list[Path]:
     """Draw `accuracy.png` and `accuracy.svg`: for each task selected accuracy against tokens and against seconds."""
-    import matplotlib
+    from matplotlib import ticker
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
+    pyplot = headless_pyplot()
 
     tasks = list(dict.fromkeys(row.task for row in rows))
     figure, axes = pyplot.subplots(len(tasks), 2, figsize=(11, 4.2 * len(tasks)), squeeze=False, sharey="row")

@@ -1,4 +1,4 @@
-"""Saving matplotlib's figures."""
+"""Drawing and saving matplotlib's figures."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from frtool.files import save_bytes
+
+
+def headless_pyplot() -> Any:
+    """matplotlib.pyplot, drawing without a display. Raises ImportError without matplotlib (extra `plot`)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
