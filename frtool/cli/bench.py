@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +15,7 @@ from frtool.errors import UsageError
 from frtool.view.safe import safe_json
 
 from .bench_decode import decode, parse_batch_sizes
-from .bench_output import check_terminal_plot, progress, save_charts
+from .bench_output import check_terminal_plot, progress, publish, save_charts
 from .bench_search import search
 
 app = typer.Typer(help="Measure the parts of frtool on this machine.", invoke_without_command=True)
@@ -118,26 +117,12 @@ def attention(
         )  # fmt: skip
     except ValueError as error:
         raise UsageError(str(error)) from None
-    progress("")
-    if json:
-        print(safe_json(report.to_dict()))
-    else:
-        from rich.console import Console
+    from frtool.bench.attention_report import attention_table, draw_charts, terminal_chart
 
-        from frtool.bench.attention_report import attention_table
-
-        wide = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-        wide.print(attention_table(report))
-        for note in report.notes:
-            wide.print(note, markup=False)
-        if terminal_plot:
-            from frtool.bench.attention_report import terminal_chart
-
-            print("\n" + terminal_chart(report, wide), end="")
-    if plot is not None:
-        from frtool.bench.attention_report import draw_charts
-
-        save_charts(partial(draw_charts, report), plot)
+    publish(
+        report, table=attention_table, chart=terminal_chart, draw=draw_charts, notes=report.notes, json=json,
+        terminal_plot=terminal_plot, plot=plot,
+    )  # fmt: skip
     return 0
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +9,8 @@ import typer
 
 from frtool.errors import UsageError
 from frtool.threads import spin_briefly
-from frtool.view.safe import safe_json, safe_line
 
-from .bench_output import check_terminal_plot, progress, save_charts
+from .bench_output import check_terminal_plot, progress, publish
 from .settings import expand_alias
 
 if TYPE_CHECKING:
@@ -89,26 +86,12 @@ def decode(
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
-    progress("")
-    if json:
-        print(safe_json(report.to_dict()))
-    else:
-        from rich.console import Console
+    from frtool.bench.decode_report import decode_table, draw_chart, terminal_chart
 
-        from frtool.bench.decode_report import decode_table
-
-        wide = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-        wide.print(decode_table(report))
-        for note in report.notes:
-            wide.print(safe_line(note), markup=False)
-        if terminal_plot:
-            from frtool.bench.decode_report import terminal_chart
-
-            print("\n" + terminal_chart(report, wide), end="")
-    if plot is not None:
-        from frtool.bench.decode_report import draw_chart
-
-        save_charts(partial(draw_chart, report), plot)
+    publish(
+        report, table=decode_table, chart=terminal_chart, draw=draw_chart, notes=report.notes, json=json,
+        terminal_plot=terminal_plot, plot=plot,
+    )  # fmt: skip
     return 0
 
 

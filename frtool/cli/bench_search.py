@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from frtool.errors import UsageError
-from frtool.view.safe import safe_json
 
-from .bench_output import check_terminal_plot, progress, save_charts
+from .bench_output import check_terminal_plot, progress, publish
 
 _MOST_STEPS = 100_000
 
@@ -52,20 +49,15 @@ def search(
         algorithms=list(dict.fromkeys(names)), steps=steps, batch=batch, repeats=repeats, baseline=baseline == "hf",
         device=device, dtype=dtype, on_progress=progress,
     )  # fmt: skip
-    progress("")
-    if json:
-        print(safe_json(report.to_dict()))
-    else:
-        from rich.console import Console
+    from frtool.bench.search_report import draw_chart, search_table, terminal_chart
 
-        from frtool.bench.search_report import search_table, terminal_chart
-
-        wide = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-        wide.print(search_table(report))
-        if terminal_plot:
-            print("\n" + terminal_chart(report, wide), end="")
-    if plot is not None:
-        from frtool.bench.search_report import draw_chart
-
-        save_charts(partial(draw_chart, report), plot)
+    publish(
+        report,
+        table=search_table,
+        chart=terminal_chart,
+        draw=draw_chart,
+        json=json,
+        terminal_plot=terminal_plot,
+        plot=plot,
+    )
     return 0
