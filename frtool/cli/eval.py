@@ -14,13 +14,22 @@ from frtool.errors import UsageError
 from .model_options import (
     ENGINE_PANEL,
     CompileOption,
+    DelimiterOption,
     DeviceOption,
     DtypeOption,
     KvMemoryOption,
+    MaxDepthOption,
+    MaxStepTokensOption,
+    MinPOption,
+    ModelOption,
     OfflineOption,
+    SystemOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
     TrustOption,
 )
-from .settings import ConfigOption, expand_alias
+from .settings import ConfigOption
 from .values import algorithm_options, size, unescape
 
 _SEARCH, _OUTPUT = "Search", "Output"
@@ -66,36 +75,19 @@ def evaluate(
     ] = 10.0,
     limit: Annotated[int | None, typer.Option(help="Problems of each task.", rich_help_panel=_SEARCH)] = None,
     offset: Annotated[int, typer.Option(help="Problems to leave out first.", rich_help_panel=_SEARCH)] = 0,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", "-t", help="Of the samples.", rich_help_panel=_SEARCH)
-    ] = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    min_p: MinPOption = 0.0,
     path_steps: Annotated[
         int,
         typer.Option("--path-steps", help="Steps of a path where a problem does not say.", rich_help_panel=_SEARCH),
     ] = 8,
-    max_step_tokens: Annotated[
-        int | None, typer.Option("--max-step-tokens", help="Longest step.", rich_help_panel=_SEARCH)
-    ] = None,
-    max_depth: Annotated[
-        int | None, typer.Option("--max-depth", help="Most steps of a path.", rich_help_panel=_SEARCH)
-    ] = None,
-    delimiter: Annotated[
-        str | None,
-        typer.Option("--delimiter", help=r"Text that ends a step; `\n` is a line break.", rich_help_panel=_SEARCH),
-    ] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            help="`embedded`, a model directory, a GGUF file, or a Hugging Face id.",
-            callback=expand_alias,
-            rich_help_panel=ENGINE_PANEL,
-        ),
-    ] = EMBEDDED,
-    system: Annotated[
-        str | None, typer.Option("--system", help="System prompt of a chat model.", rich_help_panel=ENGINE_PANEL)
-    ] = None,
+    max_step_tokens: MaxStepTokensOption = None,
+    max_depth: MaxDepthOption = None,
+    delimiter: DelimiterOption = None,
+    model: ModelOption = EMBEDDED,
+    system: SystemOption = None,
     batch: Annotated[
         int, typer.Option("--batch", "-b", help="Steps grown at once, over all problems.", rich_help_panel=ENGINE_PANEL)
     ] = 64,
@@ -154,6 +146,9 @@ def evaluate(
             model=model,
             steps=1,
             temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
             batch=batch,
             max_step_tokens=max_step_tokens,
             max_depth=max_depth,

@@ -1,4 +1,4 @@
-"""Options that every command with a model has."""
+"""Options that every command with a model has: the model, its memory, and how steps are sampled."""
 
 from __future__ import annotations
 
@@ -6,7 +6,47 @@ from typing import Annotated
 
 import typer
 
+from .settings import expand_alias
+
 ENGINE_PANEL = "Model and memory"
+SAMPLING_PANEL = "Sampling"
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="`embedded`, a model directory, a GGUF file, or a Hugging Face id.",
+        callback=expand_alias,
+    ),
+]
+TemperatureOption = Annotated[
+    float | None, typer.Option("--temperature", "-t", help="0 takes the likeliest.", rich_help_panel=SAMPLING_PANEL)
+]
+TopPOption = Annotated[
+    float,
+    typer.Option("--top-p", help="Keep the likeliest tokens up to this mass.", rich_help_panel=SAMPLING_PANEL),
+]
+TopKOption = Annotated[
+    int, typer.Option("--top-k", help="Keep so many tokens; 0 keeps all.", rich_help_panel=SAMPLING_PANEL)
+]
+MinPOption = Annotated[
+    float,
+    typer.Option("--min-p", help="Keep tokens of at least this share of the top one.", rich_help_panel=SAMPLING_PANEL),
+]
+MaxStepTokensOption = Annotated[
+    int | None, typer.Option("--max-step-tokens", help="Longest step.", rich_help_panel=SAMPLING_PANEL)
+]
+MaxDepthOption = Annotated[
+    int | None, typer.Option("--max-depth", help="Most steps of a path.", rich_help_panel=SAMPLING_PANEL)
+]
+DelimiterOption = Annotated[
+    str | None,
+    typer.Option("--delimiter", help=r"Text that ends a step; `\n` is a line break.", rich_help_panel=SAMPLING_PANEL),
+]
+SystemOption = Annotated[
+    str | None, typer.Option("--system", help="System prompt of a chat model.", rich_help_panel=SAMPLING_PANEL)
+]
 
 DeviceOption = Annotated[
     str | None,

@@ -15,16 +15,25 @@ from frtool.errors import UsageError
 from .model_options import (
     ENGINE_PANEL,
     CompileOption,
+    DelimiterOption,
     DeviceOption,
     DtypeOption,
     KvMemoryOption,
+    MaxDepthOption,
+    MaxStepTokensOption,
+    MinPOption,
+    ModelOption,
     OfflineOption,
+    SystemOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
     TrustOption,
 )
 from .settings import ConfigOption, expand_alias
 from .values import algorithm_options, read_prompt, size, unescape
 
-_ALGORITHM, _BUDGET, _SAMPLING = "Algorithm", "Budget", "Sampling"
+_ALGORITHM, _BUDGET = "Algorithm", "Budget"
 _JUDGING, _OUTPUT = "Judging", "Output"
 
 
@@ -51,15 +60,7 @@ def search(
     prompt_file: Annotated[
         Path | None, typer.Option("--prompt-file", metavar="FILE", help="Read the question from there; `-` is stdin.")
     ] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            help="`embedded`, a model directory, a GGUF file, or a Hugging Face id.",
-            callback=expand_alias,
-        ),
-    ] = EMBEDDED,
+    model: ModelOption = EMBEDDED,
     algorithm: Annotated[
         str, typer.Option("--algorithm", "-a", help="How to search; the list stands below.", rich_help_panel=_ALGORITHM)
     ] = "beam",
@@ -88,32 +89,14 @@ def search(
             "--kv-bytes", metavar="SIZE", help="Stop when the tree holds so much KV.", rich_help_panel=_BUDGET
         ),
     ] = None,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", "-t", help="0 takes the likeliest.", rich_help_panel=_SAMPLING)
-    ] = None,
-    top_p: Annotated[
-        float, typer.Option("--top-p", help="Keep the likeliest tokens up to this mass.", rich_help_panel=_SAMPLING)
-    ] = 1.0,
-    top_k: Annotated[
-        int, typer.Option("--top-k", help="Keep so many tokens; 0 keeps all.", rich_help_panel=_SAMPLING)
-    ] = 0,
-    min_p: Annotated[
-        float,
-        typer.Option("--min-p", help="Keep tokens of at least this share of the top one.", rich_help_panel=_SAMPLING),
-    ] = 0.0,
-    max_step_tokens: Annotated[
-        int | None, typer.Option("--max-step-tokens", help="Longest step.", rich_help_panel=_SAMPLING)
-    ] = None,
-    max_depth: Annotated[
-        int | None, typer.Option("--max-depth", help="Most steps of a path.", rich_help_panel=_SAMPLING)
-    ] = None,
-    delimiter: Annotated[
-        str | None,
-        typer.Option("--delimiter", help=r"Text that ends a step; `\n` is a line break.", rich_help_panel=_SAMPLING),
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option("--system", help="System prompt of a chat model.", rich_help_panel=_SAMPLING)
-    ] = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    min_p: MinPOption = 0.0,
+    max_step_tokens: MaxStepTokensOption = None,
+    max_depth: MaxDepthOption = None,
+    delimiter: DelimiterOption = None,
+    system: SystemOption = None,
     scorer: Annotated[
         str,
         typer.Option(
