@@ -66,7 +66,8 @@ class Forest:
         self.rows: list[Row] = []
         """In the decode batch, oldest first."""
         self.waiting: deque[Row] = deque()
-        self._joining: list[Row] = []  # those of the batch that have no token yet
+        self.joining: list[Row] = []
+        """Those of the batch that have no token yet."""
         self._flight: Flight | None = None
         self._end_ids = loaded.eos_ids
         self.reader = Reader(loaded, options)
@@ -101,7 +102,8 @@ class Forest:
         check_blocks(self.loaded, prompt_tokens, self.options, self.allocator.num_blocks, self.allocator.block_size)
 
     def plant(self, root: Root, prompt: list[int]) -> Kept:
-        """Read the prompt of a new root, as far as no other root has read the same. Raises FrtoolError for NaN."""
+        """Read the prompt of a new root, as far as no other root has read the same. Raises FrtoolError for NaN,
+        OutOfMemory."""
         size = self.allocator.block_size
         source, alike = None, size - 1  # less than a block is not worth a copy
         for other in self.roots:
@@ -118,12 +120,7 @@ class Forest:
             branch, read = self.allocator.alloc_branch(0).branch_id, 0
         else:
             branch, read = self.allocator.fork(source, alike).branch_id, alike
-        try:
-            chunk = self.options.prefill_chunk
-            node = read_prompt(root, branch, prompt, read, self.batch, chunk, self.on_prefill)
-        except BaseException:
-            self.allocator.free_branch(branch)
-            raise
+        node = read_prompt(root, branch, prompt, read, self.batch, self.options.prefill_chunk, self.on_prefill)
         self.roots.append(root)
         return node
 
@@ -136,20 +133,17 @@ class Forest:
         a `release`), FrtoolError for NaN logits.
         """
         self._admit()
-        if self._pipeline is not None:
-            joining, self._joining = self._joining, []
-            with told_as_shortage(f"a pass of {len(self.rows)} steps"):
-                ended = self._pipeline.poll(joining)
-            for row in ended:
-                row.root.finish(row)
-            return
-        with self._pace or nullcontext():
-            finished = self._collect()
-            try:
-                self._launch()
-            except OutOfMemory:
-                if not finished:
-                    raise
+        with told_as_shortage(f"a pass of {len(self.rows)} steps"):
+            if self._pipeline is not None:
+                finished = self._pipeline.poll()
+            else:
+                with self._pace or nullcontext():
+                    finished = self._collect()
+                    try:
+                        self._launch()
+                    except OutOfMemory:
+                        if not finished:
+                            raise
         for row in finished:
             row.root.finish(row)
 
@@ -159,7 +153,7 @@ class Forest:
             row.struck = True
         self.waiting = deque(row for row in self.waiting if not row.struck)
         self.rows = [row for row in self.rows if not row.struck]
-        self._joining = [row for row in self._joining if not row.struck]
+        self.joining = [row for row in self.joining if not row.struck]
 
     def uproot(self, root: Root) -> None:
         """Take a root off the list, when it holds nothing any more."""
@@ -181,7 +175,7 @@ class Forest:
             row.root.holdings.bind(row)
             self.rows.append(row)
             if not row.sampled:
-                self._joining.append(row)
+                self.joining.append(row)
 
     def put_back(self, row: Row) -> None:
         """Take a row out of the batch and let it join again later, with the tokens that it has."""
@@ -203,11 +197,11 @@ class Forest:
 
     def _collect(self) -> list[Row]:
         """Give each growing row its next token. Returns the rows whose step is finished."""
-        flight, joining = self._flight, self._joining
+        flight, joining = self._flight, self.joining
         if flight is None and not joining:
             return []
         readings = self.reader.read(flight, joining)
-        self._flight, self._joining = None, []
+        self._flight, self.joining = None, []
         growing = [*flight.growing, *joining] if flight else joining
         finished = [
             row
@@ -277,7 +271,7 @@ class Forest:
                 logit_rows,
             )
         except torch.OutOfMemoryError as error:
-            self._halve(error)
+            self.halve(error)
             return
         self._flight = Flight(logits, *([row for row, _ in group] for group in (growing, sealed, ended)))
         self.rows = list(self._flight.growing)
@@ -292,14 +286,14 @@ class Forest:
             if row.prefix:
                 row.root.holdings.restore_parent(row)
 
-    def _halve(self, error: torch.OutOfMemoryError) -> None:
+    def halve(self, error: torch.OutOfMemoryError) -> None:
         """Go on with half as many rows after a pass that found no memory; all of them wait again and keep their tokens.
         Raises OutOfMemory where it was one."""
         count = len(self.rows)
         for row in reversed(self.rows):
             row.root.holdings.unbind(row)
             self.waiting.appendleft(row)
-        self.rows = []
+        self.rows, self.joining = [], []
         if count == 1:
             raise shortage(error, f"step {self.waiting[0].name}") from None
         self._most_rows = count // 2

@@ -45,11 +45,11 @@ class Holdings:
         _, missing = row.parent.anchor()
         return -(-(len(missing) + len(row.tokens) + more) // self.allocator.block_size) + 1
 
-    def take_back(self, row: Row) -> None:
-        """Remove the last token of a row's branch."""
+    def take_back(self, row: Row, tokens: int = 1) -> None:
+        """Remove the last tokens of a row's branch."""
         assert row.branch_id is not None
         whole = row.branch_id
-        row.branch_id = self.allocator.fork(whole, self.allocator.length(whole) - 1).branch_id
+        row.branch_id = self.allocator.fork(whole, self.allocator.length(whole) - tokens).branch_id
         self.allocator.free_branch(whole)
 
     def restore_parent(self, row: Row) -> None:

@@ -63,19 +63,16 @@ class Pipeline:
         self._flight: _Pass | None = None
         self._query = list(forest.query)
 
-    def poll(self, joining: Sequence[Row]) -> list[Row]:
-        """Advance all rows; `joining` are those that have no token yet. Returns those whose step is finished.
-
-        Raises as `Forest.poll` does.
-        """
+    def poll(self) -> list[Row]:
+        """Advance all rows of the forest. Returns those whose step is finished. Raises as `Forest.poll` does."""
         with on_device(self._forest.loaded.device):
-            return self._poll(joining)
+            return self._poll()
 
-    def _poll(self, joining: Sequence[Row]) -> list[Row]:
+    def _poll(self) -> list[Row]:
         flight = self._flight
         if flight is not None:
             self._keep_logits(flight)
-        first = self._draw_first(joining)
+        first = self._first()
         ahead = self._launch(flight, first) if flight is not None or first is not None else None
         finished = self._read(flight, ahead) if flight is not None else []
         if first is not None:
@@ -90,6 +87,20 @@ class Pipeline:
         return finished
 
     # Starting a pass
+
+    def _first(self) -> _Pass | None:
+        """The first tokens of the rows that join. Where the device has no memory for them, these wait again."""
+        forest = self._forest
+        try:
+            first = self._draw_first(forest.joining)
+        except torch.OutOfMemoryError as error:
+            if len(forest.joining) == len(forest.rows):
+                forest.halve(error)
+            for row in reversed(forest.joining):
+                forest.put_back(row)
+            first = None
+        forest.joining = []
+        return first
 
     def _draw_first(self, joining: Sequence[Row]) -> _Pass | None:
         """Sample the first token of rows from their parents' logits."""
@@ -107,12 +118,14 @@ class Pipeline:
 
     def _launch(self, flight: _Pass | None, first: _Pass | None) -> _Pass | None:
         """Start the next pass, where `flight` and `first` are not read yet. None if there is nothing to run, or with
-        something unread, no room.
+        something unread, no room in the pool or on the device. With nothing unread, a device without memory for the
+        pass makes the next ones half as large.
 
         Raises OutOfMemory when not even one row has room.
         """
+        alone = flight is None and first is None
         feeds = self._feeds(flight, first)
-        if not self._make_room(feeds, alone=flight is None and first is None):
+        if not self._make_room(feeds, alone):
             return None
         counts = [len(feed.tokens) for feed in feeds]
         tokens = Tokens(
@@ -123,7 +136,14 @@ class Pipeline:
             sources=np.array([feed.source for feed in feeds]),
             uniforms=_noise([feed.row for feed in feeds], [feed.row.sampled + (feed.source >= 0) for feed in feeds]),
         )
-        drawn = self.passes.launch(tokens)
+        try:
+            drawn = self.passes.launch(tokens)
+        except torch.OutOfMemoryError as error:
+            for feed in feeds:
+                feed.row.root.holdings.take_back(feed.row, len(feed.tokens))
+            if alone:
+                self._forest.halve(error)
+            return None
         for feed in feeds:
             row = feed.row
             if not row.fed:  # but for its newest token, all of it was in KV once

@@ -14,6 +14,7 @@ from .noise import step_key
 from .prefill import check_prompt
 from .revive import Reviver
 from .rows import Kept, Row
+from .shortage import told_as_shortage
 from .steps import StepText
 
 
@@ -111,15 +112,18 @@ class Root:
         ]
 
     def keep(self, step: Step) -> None:
-        row = self._take_done(step)
+        row = self._done(step)
+        with told_as_shortage(f"the logits of node {row.name}"):
+            # A copy, so that the logits of the other steps that finished with this one can go.
+            logits = None if row.logits is None else row.logits.to(self.forest.loaded.dtype, copy=True)
+        del self.holdings.done[step.parent, step.ordinal]
         self.holdings.kept[row.name] = Kept(
             id=row.name,
             parent=row.parent,
             tokens=row.tokens,
             length=row.length,
             tail=row.text.tail,
-            # A copy, so that the logits of the other steps that finished with this one can go.
-            logits=None if row.logits is None else row.logits.to(self.forest.loaded.dtype, copy=True),
+            logits=logits,
             branch_id=row.branch_id,
         )
 
@@ -129,7 +133,8 @@ class Root:
         self.holdings.kept[node.id] = node
 
     def drop(self, step: Step) -> None:
-        self.holdings.unbind(self._take_done(step))
+        self.holdings.unbind(self._done(step))
+        del self.holdings.done[step.parent, step.ordinal]
 
     def release(self, node_id: str) -> None:
         """Raises ValueError for a node that is not kept."""
@@ -199,8 +204,8 @@ class Root:
         tables = self.forest.allocator.block_tables(branches)
         return len(np.unique(tables[tables >= 0])) * self.forest.allocator.block_bytes
 
-    def _take_done(self, step: Step) -> Row:
+    def _done(self, step: Step) -> Row:
         try:
-            return self.holdings.done.pop((step.parent, step.ordinal))
+            return self.holdings.done[step.parent, step.ordinal]
         except KeyError:
             raise ValueError(f"step {step.parent}.{step.ordinal} is not finished, or was kept or dropped") from None

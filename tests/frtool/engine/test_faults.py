@@ -127,14 +127,18 @@ def test_blocks_that_run_out_at_any_call_end_in_a_smaller_search(
         check_clean(engine)
 
 
+@pytest.mark.parametrize("pipeline", [False, True], ids=["eager", "pipelined"])
 @pytest.mark.parametrize("reads", [False, True], ids=["plain", "rewards"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_device_without_memory_for_a_pass_takes_smaller_ones(tiny, undisturbed, monkeypatch, algorithm, reads):
+def test_a_device_without_memory_for_a_pass_takes_smaller_ones(
+    tiny, undisturbed, monkeypatch, algorithm, reads, pipeline
+):
     whole = tree(undisturbed(algorithm, reads))
     for at in ({2}, {3, 4}, {5, 9}):
-        engine = make_engine(tiny, read_rewards=reads)
-        batch = engine.forest.batch
-        monkeypatch.setattr(batch, "forward", Faulty(batch.forward, at, cuda_shortage))
+        engine = make_engine(tiny, read_rewards=reads, pipeline=pipeline)
+        for owner, name in ((engine.forest.batch, "forward"), (engine.forest.passes, "launch")):
+            if owner is not None:
+                monkeypatch.setattr(owner, name, Faulty(getattr(owner, name), at, cuda_shortage))
         events, error = collect(run(engine, algorithm))
         assert error is None
         assert len(tree(events)) == len(whole)
@@ -155,12 +159,35 @@ def test_a_device_without_memory_for_a_single_step_ends_the_search(tiny, undistu
     check_clean(engine)
 
 
-@pytest.mark.parametrize("at", [1, 2, 9, 30])
-def test_a_pipelined_pass_without_memory_ends_the_search_with_what_there_is(tiny, undisturbed, monkeypatch, at):
+def test_a_prompt_without_memory_is_read_in_shorter_chunks(tiny, undisturbed, monkeypatch):
+    from frtool.engine.batch import DecodeBatch
+
+    faulty = Faulty(DecodeBatch.forward, {1, 2, 4}, cuda_shortage)
+    monkeypatch.setattr(DecodeBatch, "forward", lambda self, *arguments: faulty(self, *arguments))
+    engine = make_engine(tiny)
+    assert faulty.calls > 5
+    assert tree(list(run(engine))) == tree(undisturbed("beam", False))
+    check_clean(engine)
+
+
+@pytest.mark.parametrize("at", [1, 2, 9])
+def test_a_device_without_memory_for_first_tokens_draws_fewer_at_once(tiny, undisturbed, monkeypatch, at):
     engine = make_engine(tiny, pipeline=True)
     passes = engine.forest.passes
     assert passes is not None
-    monkeypatch.setattr(passes, "launch", Faulty(passes.launch, {at}, cuda_shortage))
+    monkeypatch.setattr(passes, "draw", Faulty(passes.draw, {at, at + 1}, cuda_shortage))
+    events, error = collect(run(engine))
+    assert error is None
+    assert tree(events) == tree(undisturbed("beam", False))
+    check_clean(engine)
+
+
+@pytest.mark.parametrize("at", [1, 2, 9, 30])
+def test_a_pipeline_without_memory_for_a_single_step_ends_with_what_there_is(tiny, undisturbed, monkeypatch, at):
+    engine = make_engine(tiny, pipeline=True)
+    passes = engine.forest.passes
+    assert passes is not None
+    monkeypatch.setattr(passes, "launch", Faulty(passes.launch, set(range(at, 999)), cuda_shortage))
     events, error = collect(run(engine))
     assert error is None
     assert events[-1].reason == "memory"
@@ -172,11 +199,11 @@ def test_a_device_without_memory_for_the_prompt_is_one_clear_line(tiny, monkeypa
     from frtool.cli.app import run as frtool
 
     monkeypatch.setattr("frtool.models.load.load_model", lambda *arguments, **options: tiny)
-    monkeypatch.setattr("frtool.engine.batch.DecodeBatch.forward", Faulty(lambda: None, {1}, cuda_shortage))
+    monkeypatch.setattr("frtool.engine.batch.DecodeBatch.forward", Faulty(len, set(range(99)), cuda_shortage))
     assert frtool(["search", "-q", "Make 24 from 4, 5, 6, 10"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("error: out of memory: CUDA")
+    assert err.startswith("error: out of memory: a prompt of 12 tokens finds no memory on the device: CUDA")
     assert "hint: " in err
     assert err.count("\n") <= 4
 
@@ -280,6 +307,8 @@ def test_faults_in_any_number_and_order(tiny, undisturbed, data, algorithm, read
     if engine.forest.passes is not None:
         launch = engine.forest.passes.launch
         engine.forest.passes.launch = Faulty(launch, data.draw(calls), cuda_shortage)  # type: ignore[method-assign]
+        draw = engine.forest.passes.draw
+        engine.forest.passes.draw = Faulty(draw, data.draw(calls), cuda_shortage)  # type: ignore[method-assign]
     scorer = None
     if data.draw(st.booleans()):
         scorer = Scorer(lambda: float("nan"), good=data.draw(st.integers(0, 20)))
