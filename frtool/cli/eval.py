@@ -50,6 +50,15 @@ def evaluate(
     budgets: Annotated[
         str, typer.Option("--budgets", help="Steps that a search may sample.", rich_help_panel=_SEARCH)
     ] = "48",
+    baseline_budgets: Annotated[
+        str | None,
+        typer.Option(
+            "--baseline-budgets",
+            metavar="N,…",
+            help="More of them for best-of-n alone, with which the others are compared at equal tokens.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
     seeds: Annotated[str, typer.Option("--seeds", help="Of the samples.", rich_help_panel=_SEARCH)] = "0",
     option: Annotated[
         list[str] | None,
@@ -136,6 +145,7 @@ def evaluate(
         tasks=tuple(tasks),
         algorithms=(*_names(algorithms), *([RANDOM_POLICY] if control else ())),
         budgets=tuple(_integers("--budgets", budgets)),
+        baseline_budgets=() if baseline_budgets is None else tuple(_integers("--baseline-budgets", baseline_budgets)),
         seeds=tuple(_integers("--seeds", seeds)),
         offset=offset,
         limit=limit,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frtool.errors import FrtoolError
+from frtool.eval.matched import Matched, match_tokens
 from frtool.eval.plan import Plan
 from frtool.eval.record import Result, ResultFile
 from frtool.eval.summary import Summary, summarise
@@ -72,13 +73,20 @@ def evaluate(plan: Plan, output: Output) -> int:
                 if file is not None:
                     file.add(result)
     asked = set(plan.cells())
-    rows = summarise(result for result in results if result.cell in asked)
-    record = {"rows": [asdict(row) for row in rows], "plan": _plan_record(plan), "machine": _machine(loaded)}
+    results = [result for result in results if result.cell in asked]
+    rows = summarise(results)
+    matched = match_tokens(rows, results)
+    record = {
+        "rows": [asdict(row) for row in rows],
+        "equal_tokens": [asdict(entry) | {"verdict": entry.verdict} for entry in matched],
+        "plan": _plan_record(plan),
+        "machine": _machine(loaded),
+    }
     if output.folder is not None and rows:
         save_text(output.folder / "summary.json", safe_json(record, indent=2) + "\n")
         if drawing:
             plot(rows, output.folder)
-    _print(rows, record, output, stdout)
+    _print(rows, matched, record, output, stdout)
     return stopper.status if stopped.is_set() else 0
 
 
@@ -135,6 +143,7 @@ def _plan_record(plan: Plan) -> dict[str, Any]:
         "tasks": plan.tasks,
         "algorithms": plan.algorithms,
         "budgets": plan.budgets,
+        "baseline_budgets": plan.baseline_budgets,
         "seeds": plan.seeds,
         "offset": plan.offset,
         "limit": plan.limit,
@@ -161,8 +170,8 @@ def _machine(loaded: list[LoadedModel]) -> dict[str, Any]:
     }
 
 
-def _print(rows: list[Summary], record: dict[str, Any], output: Output, stdout: Any) -> None:
-    from frtool.eval.report import table
+def _print(rows: list[Summary], matched: list[Matched], record: dict[str, Any], output: Output, stdout: Any) -> None:
+    from frtool.eval.report import matched_table, table
 
     if stdout is None:
         raise FrtoolError("there is no stdout")
@@ -176,6 +185,9 @@ def _print(rows: list[Summary], record: dict[str, Any], output: Output, stdout: 
     if not console.is_terminal:
         console.width = 160
     console.print(table(rows))
+    if matched:
+        console.print()
+        console.print(matched_table(matched))
     if output.terminal_plot:
         from frtool.eval.report import terminal_charts
 

@@ -15,7 +15,9 @@ from .control import RANDOM_POLICY
 from .items import Item
 
 GREEDY = "greedy"
-CHAINS = ("best-of-n", "self-consistency")
+BASELINE = "best-of-n"
+"""What the others are compared with at equal tokens."""
+CHAINS = (BASELINE, "self-consistency")
 BEAM = "beam"
 # Distinct children of a beam, and samples tried for each: a beam that ends before its budget.
 BEAM_EXPAND = 4
@@ -40,6 +42,8 @@ class Plan:
     limit: int | None = None
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Of the algorithms, by name."""
+    baseline_budgets: tuple[int, ...] = ()
+    """More budgets, of best-of-n alone."""
     path_steps: int = 8
     """Steps that a path is taken to have where the problem does not say: best-of-n samples budget / path_steps."""
 
@@ -55,6 +59,8 @@ class Plan:
             or (self.limit is not None and self.limit < 1)
         ):
             raise UsageError("budgets, --limit and --path-steps must be at least 1, and --offset at least 0")
+        if self.baseline_budgets and (min(self.baseline_budgets) < 1 or BASELINE not in self.algorithms):
+            raise UsageError(f"--baseline-budgets must be at least 1, and needs {BASELINE} among --algorithms")
         strangers = set(self.options) - set(self.algorithms)
         if strangers:
             raise UsageError(f"an option is for {min(strangers)}, which is not among --algorithms")
@@ -72,8 +78,14 @@ class Plan:
             Cell(task, algorithm, budget)
             for task in self.tasks
             for algorithm in self.algorithms
-            for budget in ([None] if algorithm == GREEDY else sorted(self.budgets))
+            for budget in self._budgets(algorithm)
         ]
+
+    def _budgets(self, algorithm: str) -> list[int | None]:
+        if algorithm == GREEDY:
+            return [None]
+        more = self.baseline_budgets if algorithm == BASELINE else ()
+        return sorted({*self.budgets, *more})
 
     def seeds_of(self, cell: Cell) -> tuple[int, ...]:
         return self.seeds[:1] if cell.algorithm == GREEDY else self.seeds

@@ -11,6 +11,7 @@ from frtool.view.figure import headless_pyplot, save_figure
 from frtool.view.safe import safe_line
 
 from .control import RANDOM_POLICY
+from .matched import Matched
 from .summary import Summary
 
 if TYPE_CHECKING:
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CONTROL_NOTE = f"{RANDOM_POLICY}: random legal steps and a verifier that never errs; a model has to beat it"
+
+MATCHED_NOTE = (
+    "best-of-n at the tokens, policy and scorer, that each spent: between its two nearest budgets, in the logarithm of "
+    "tokens; difference paired by problem\noutside: fewer or more tokens than best-of-n's budgets, see "
+    "--baseline-budgets"
+)
 
 
 def table(rows: Sequence[Summary]) -> Table:
@@ -45,6 +52,40 @@ def table(rows: Sequence[Summary]) -> Table:
         )
         last = row.task
     return found
+
+
+def matched_table(entries: Sequence[Matched]) -> Table:
+    """Every algorithm beside best-of-n at equal tokens."""
+    from rich.table import Table
+
+    found = Table(title="at equal tokens", title_justify="left", pad_edge=False, box=None, header_style="bold")
+    found.add_column("task", overflow="fold")
+    found.add_column("algorithm", no_wrap=True)
+    for name in ("budget", "tokens", "selected %", "best-of-n % [95 % CI]", "difference [95 % CI]"):
+        found.add_column(name, justify="right", no_wrap=True)
+    found.add_column("", no_wrap=True)
+    found.caption, found.caption_justify = MATCHED_NOTE, "left"
+    last = None
+    for entry in entries:
+        found.add_row(
+            safe_line(entry.task, 60) if entry.task != last else "",
+            entry.algorithm,
+            "" if entry.budget is None else str(entry.budget),
+            f"{entry.tokens:,.0f}",
+            f"{100 * entry.accuracy:.1f}",
+            _interval(entry.best_of_n, entry.low, entry.high),
+            _interval(entry.difference, entry.difference_low, entry.difference_high, "+"),
+            entry.verdict,
+        )
+        last = entry.task
+    return found
+
+
+def _interval(middle: float | None, low: float | None, high: float | None, sign: str = "") -> str:
+    if middle is None or low is None or high is None:
+        return ""
+    middle, low, high = (round(100 * value, 1) + 0.0 for value in (middle, low, high))  # no -0.0
+    return f"{middle:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
 def _note(rows: Sequence[Summary]) -> str:
@@ -88,7 +129,7 @@ def plot(rows: Sequence[Summary], folder: Path) -> list[Path]:
                             transform=axis.get_yaxis_transform(), va="bottom",
                         )  # fmt: skip
                 continue
-            _line(by_tokens, line, [row.policy_tokens + row.scorer_tokens for row in line], algorithm)
+            _line(by_tokens, line, [row.tokens for row in line], algorithm)
             _line(by_seconds, line, [row.seconds for row in line], algorithm)
         by_tokens.set_xlabel("tokens a problem (policy and scorer)")
         by_seconds.set_xlabel("seconds a problem")
@@ -112,13 +153,9 @@ def terminal_charts(rows: Sequence[Summary], console: Console) -> str:
 
     charts = []
     for task in dict.fromkeys(row.task for row in rows):
-        here = [row for row in rows if row.task == task and row.policy_tokens + row.scorer_tokens > 0]
+        here = [row for row in rows if row.task == task and row.tokens > 0]
         lines = {
-            algorithm: sorted(
-                (row.policy_tokens + row.scorer_tokens, 100 * row.accuracy)
-                for row in here
-                if row.algorithm == algorithm
-            )
+            algorithm: sorted((row.tokens, 100 * row.accuracy) for row in here if row.algorithm == algorithm)
             for algorithm in dict.fromkeys(row.algorithm for row in here)
         }
         series = [Series(name, *zip(*points, strict=True)) for name, points in lines.items()]

@@ -1,8 +1,9 @@
-"""Intervals for shares."""
+"""Intervals for shares and for their differences."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 Z95 = 1.959963984540054
 """0.975 quantile of the standard normal distribution."""
@@ -25,3 +26,19 @@ def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
     low = 0.0 if successes == 0 else max(centre - half, 0.0)
     high = 1.0 if successes == trials else min(centre + half, 1.0)
     return low, high
+
+
+def paired_difference(differences: Sequence[float], z: float = Z95) -> tuple[float, float, float]:
+    """Mean of paired differences, each in [-1, 1], and its adjusted Wald interval, which two more pairs, one of +1 and
+    one of -1, keep from a width of 0. The interval of no pairs is (-1, 1).
+
+    Source: D. G. Bonett and R. M. Price 2012, J. Educ. Behav. Stat. 37, 479-488, for pairs of right or wrong.
+    """
+    count = len(differences)
+    total = sum(differences)
+    centre = total / (count + 2)
+    variance = (sum(value * value for value in differences) + 2) / (count + 2) - centre * centre
+    half = z * math.sqrt(variance / (count + 2))
+    if not count:
+        return 0.0, -1.0, 1.0
+    return total / count, max(centre - half, -1.0), min(centre + half, 1.0)

@@ -39,6 +39,15 @@ class Summary:
     kv_saved: float | None
     """Peak of the KV without sharing over the peak with it; None without a model."""
 
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.task, self.algorithm, self.budget)
+
+    @property
+    def tokens(self) -> float:
+        """Of policy and scorer."""
+        return self.policy_tokens + self.scorer_tokens
+
 
 def summarise(results: Iterable[Result]) -> list[Summary]:
     """One summary a cell, in the order in which the cells first come. A result that comes twice counts once."""

@@ -110,6 +110,8 @@ EVAL: dict[str, list[str]] = {
     "no algorithm": ["game24", "-a", ","],
     "budget that is no number": ["game24", "--budgets", "many"],
     "budget of nothing": ["game24", "--budgets", "0"],
+    "baseline that is no number": ["game24", "--baseline-budgets", "some"],
+    "baseline without best-of-n": ["game24", "-a", "beam", "--baseline-budgets", "12"],
     "seeds that are no numbers": ["game24", "--seeds", "x"],
     "option without an algorithm": ["game24", "-o", "width=3"],
     "option of another algorithm": ["game24", "-a", "greedy", "-o", "greedy.width=3"],

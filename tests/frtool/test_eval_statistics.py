@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from frtool.eval.matched import match_tokens
 from frtool.eval.record import Result
-from frtool.eval.statistics import wilson
+from frtool.eval.statistics import paired_difference, wilson
 from frtool.eval.summary import summarise
 
 
@@ -69,3 +70,58 @@ def test_a_summary_counts_a_cell_and_a_repeated_result_once() -> None:
     assert beam.steps == pytest.approx(40 / 3)
     assert beam.seconds == pytest.approx(1.0)
     assert beam.kv_saved == 3.0
+
+
+def test_a_paired_difference_is_the_adjusted_wald_interval() -> None:
+    # 50 pairs, of which 8 and 2 disagree: (8 + 1) / 52 and (2 + 1) / 52, by hand.
+    mean, low, high = paired_difference([1.0] * 8 + [-1.0] * 2 + [0.0] * 40)
+    assert mean == pytest.approx(0.12)
+    assert (low, high) == (pytest.approx(-0.01136, abs=5e-5), pytest.approx(0.24213, abs=5e-5))
+    assert paired_difference([]) == (0.0, -1.0, 1.0)
+    mean, low, high = paired_difference([0.0] * 10)
+    assert low < mean == 0 < high
+
+
+def test_best_of_n_is_interpolated_between_its_two_nearest_budgets() -> None:
+    names = "abcdefghij"
+
+    def cell(algorithm: str, budget: int, tokens: int, right: str) -> list[Result]:
+        return [
+            result(x, algorithm=algorithm, budget=budget, correct=x in right, policy_tokens=tokens - 10) for x in names
+        ]
+
+    results = [
+        *cell("beam", 48, 200, "abcdefgh"),
+        *cell("mcts", 48, 400, "a"),
+        *cell("rebase", 48, 401, "a"),
+        *cell("best-of-n", 90, 400, "abcdef"),
+        *cell("best-of-n", 12, 50, "ab"),
+        *cell("best-of-n", 24, 100, "abc"),
+    ]
+    beam, mcts, rebase = match_tokens(summarise(results), results)
+    assert (beam.algorithm, beam.tokens, beam.accuracy) == ("beam", 200, 0.8)
+    assert beam.best_of_n == pytest.approx(0.45)  # half way from 100 to 400 in the logarithm: of .3 and .6
+    low, high = wilson(3, 10), wilson(6, 10)
+    assert beam.low == pytest.approx((low[0] + high[0]) / 2)
+    assert beam.high == pytest.approx((low[1] + high[1]) / 2)
+    assert beam.difference == pytest.approx(0.35)
+    # Of d, e and f it has half more, of g and h all.
+    assert (beam.difference, beam.difference_low, beam.difference_high) == pytest.approx(
+        paired_difference([0.0] * 3 + [0.5] * 3 + [1.0] * 2 + [0.0] * 2)
+    )
+    assert mcts.best_of_n == pytest.approx(0.6)  # at one of the budgets
+    assert mcts.verdict == "loses"
+    assert (rebase.best_of_n, rebase.verdict) == (None, "outside")
+
+
+def test_seeds_of_one_problem_count_as_one_pair() -> None:
+    results = []
+    for seed in (0, 1):
+        for x in "ab":
+            results.append(result(x, seed=seed, algorithm="beam", policy_tokens=90, correct=True))
+            for budget, tokens in ((12, 40), (48, 190)):
+                results.append(
+                    result(x, seed=seed, algorithm="best-of-n", budget=budget, policy_tokens=tokens, correct=bool(seed))
+                )
+    (beam,) = match_tokens(summarise(results), results)
+    assert (beam.difference, beam.difference_low, beam.difference_high) == pytest.approx(paired_difference([0.5, 0.5]))

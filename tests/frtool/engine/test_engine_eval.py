@@ -127,3 +127,30 @@ def test_what_cannot_work_is_refused_before_a_model_loads(capfd: Any, argv: list
     status, record, err = evaluate(capfd, *argv)
     assert (status, record) == (2, None)
     assert said in err
+
+
+def test_every_algorithm_stands_beside_best_of_n_at_equal_tokens(capfd: Any, problems: Path) -> None:
+    argv = [str(problems), *COMMON, "--algorithms", "greedy,best-of-n,beam,dvts", "--budgets", "12"]
+    argv += ["--baseline-budgets", "4,8,12,48", "--seeds", "0,1"]
+    status, record, _ = evaluate(capfd, *argv)
+    assert status == 0
+    assert record["plan"]["baseline_budgets"] == [4, 8, 12, 48]
+    assert [row["budget"] for row in record["rows"] if row["algorithm"] == "best-of-n"] == [4, 8, 12, 48]
+    found = {entry["algorithm"]: entry for entry in record["equal_tokens"]}
+    assert set(found) == {"greedy", "beam", "dvts"}
+    beam = next(row for row in record["rows"] if row["algorithm"] == "beam")
+    assert found["beam"]["tokens"] == beam["policy_tokens"] + beam["scorer_tokens"]
+    assert found["beam"]["best_of_n"] == found["beam"]["difference"] == 0  # the tiny model is never right
+    assert found["beam"]["difference_low"] < 0 < found["beam"]["difference_high"]
+    assert found["greedy"]["verdict"] == "outside"
+    assert run(["eval", *argv]) == 0
+    out = capfd.readouterr().out
+    assert "at equal tokens" in out
+    assert len([line for line in out.splitlines() if line.lstrip().startswith(("beam", "dvts"))]) == 4
+
+
+def test_one_budget_of_best_of_n_is_no_curve(capfd: Any, problems: Path) -> None:
+    status, record, _ = evaluate(
+        capfd, str(problems), *COMMON, "--algorithms", "greedy,best-of-n", "--budgets", "8", "--no-plot"
+    )
+    assert (status, record["equal_tokens"]) == (0, [])
