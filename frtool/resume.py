@@ -17,7 +17,7 @@ from frtool.view.safe import safe_json
 
 RESUMABLE = ("killed", "interrupted", "memory")
 """Ends that an undisturbed search would not have come to, and 'failed: …'."""
-_NEEDS_VERSION = 2
+_NEEDS_VERSION = 3
 _SAME = (
     "name", "architecture", "parameters", "weights", "dtype", "device", "capability", "attention", "scorer", "verifier",
     "preset", "torch", "frtool",
@@ -44,8 +44,8 @@ class Finished:
 
 
 def read_trace(path: Path) -> Unfinished | Finished:
-    """What is left to do of the search in a trace. Raises TraceError for what is none, and for a version without the
-    tokens of its steps."""
+    """What is left to do of the search in a trace. Raises TraceError for what is none, and for a version that does
+    not tell how its steps were drawn."""
     reader = TraceReader(path)
     events: list[Event] = []
     ends: list[int] = []
@@ -59,7 +59,7 @@ def read_trace(path: Path) -> Unfinished | Finished:
     version = record.started.version
     if version < _NEEDS_VERSION:
         raise TraceError(
-            f"{path} is a trace of version {version}, which does not hold the tokens of its steps; a search can go on "
+            f"{path} is a trace of version {version}, which does not hold how its steps were drawn; a search can go on "
             f"from version {_NEEDS_VERSION}",
             hint="run its configuration again, with `frtool replay --verify` or a new `frtool search`",
         )

@@ -238,6 +238,11 @@ def _checked(event: Event) -> Event:
         type(token) is int and 0 <= token < 1 << 31 for token in event.token_ids
     ):
         raise ValueError("event 'node': `token_ids` holds what is no token")
+    if isinstance(event, NodeAdded) and not (
+        len(event.intervals) in (0, 2 * event.tokens)
+        and all(type(edge) is float and 0 <= edge <= 1 for edge in event.intervals)
+    ):
+        raise ValueError("event 'node': `intervals` holds no pair of edges for each token")
     if isinstance(event, Tick) and not all(isinstance(text, str) for text in event.growing.values()):
         raise ValueError("event 'tick': `growing` holds what is no text")
     named = (getattr(event, name, None) for name in ("id", "duplicate_of", "best"))

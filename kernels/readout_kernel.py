@@ -53,7 +53,7 @@ def _draw(
     VOCAB: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, CHUNKS_PAD: tl.constexpr,
     SUPPRESSED: tl.constexpr, ENDS: tl.constexpr, LABELS: tl.constexpr, GREEDY: tl.constexpr,
 ):  # fmt: skip
-    """One row: its token, log-probability, probability of an end and of the good label."""
+    """One row: its token, log-probability, probability of an end and of the good label, and the token's interval."""
     row = tl.program_id(0).to(tl.int64)
     chunks = tl.arange(0, CHUNKS_PAD)
     there = chunks < CHUNKS
@@ -70,7 +70,8 @@ def _draw(
         uniform = tl.load(uniforms + row)
         mass = tl.load(place + 3 * CHUNKS, mask=there, other=0.0) * tl.exp((peak - best) * inverse)
         rising = tl.cumsum(mass, 0)
-        target = uniform * tl.max(rising, 0)
+        whole = tl.max(rising, 0)
+        target = uniform * whole
         # Rounding may lift the target to the sum itself: never beyond the last that has any mass.
         chunk = tl.minimum(tl.sum((rising <= target).to(tl.int32), 0), tl.max(tl.where(mass > 0, chunks, 0), 0))
         before = tl.max(tl.where(chunks < chunk, rising, 0.0), 0)
@@ -80,8 +81,19 @@ def _draw(
         inside = tl.cumsum(weight, 0)
         passed = tl.sum((inside <= target - before).to(tl.int32), 0)
         last = tl.max(tl.where(weight > 0, tl.arange(0, CHUNK), 0), 0)
-        drawn = tl.minimum(chunk * CHUNK + tl.minimum(passed, last), VOCAB - 1)
-        token = tl.where(uniform < 0, token, drawn)
+        place = tl.minimum(passed, last)
+        drawn = tl.minimum(chunk * CHUNK + place, VOCAB - 1)
+        # FORCED and what stands for tokens: see frtool.engine.noise.
+        known = tl.where(uniform > -2.0, token, (-2.0 - uniform).to(tl.int32))
+        token = tl.where(uniform < 0, known, drawn)
+        at = tl.arange(0, CHUNK)
+        low = (before + tl.max(tl.where(at < place, inside, 0.0), 0)) / whole
+        high = (before + tl.max(tl.where(at <= place, inside, 0.0), 0)) / whole
+        tl.store(values + 4 * values_stride + row, tl.where(uniform < 0, 0.0, low))
+        tl.store(values + 5 * values_stride + row, tl.where(uniform < 0, 0.0, high))
+    else:
+        tl.store(values + 4 * values_stride + row, 0.0)
+        tl.store(values + 5 * values_stride + row, 0.0)
     token = tl.maximum(token, 0)
     tl.store(tokens + row, token.to(tl.int64))
     tl.store(values + row, token.to(tl.float32))
@@ -107,12 +119,13 @@ def read_rows(
     values: torch.Tensor,
     tokens: torch.Tensor,
 ) -> None:
-    """Fill `values` float32 `[4, n]` and `tokens` int64 `[n]` from logits `[n, vocab]` of any float type.
+    """Fill `values` float32 `[6, n]` and `tokens` int64 `[n]` from logits `[n, vocab]` of any float type.
 
     Tokens are drawn by inverting the cumulative distribution at `temperature` (0: the likeliest) with `uniforms`
-    float32 `[n]` in (0, 1), negative where the likeliest is wanted; `suppressed` ones never. The rows of `values`: the
-    token; its log-probability at temperature 1, nothing suppressed; the probability of all `ends`; of the two `labels`
-    (good and bad, or none: left as it is), the share of the first. Token ids are int64 on the device.
+    float32 `[n]` in (0, 1), -1 where the likeliest is wanted, -2 - t where token t is; `suppressed` ones are not drawn.
+    The rows of `values`: the token; its log-probability at temperature 1, nothing suppressed; the probability of all
+    `ends`; of the two `labels` (good and bad, or none: left as it is), the share of the first; the bounds of the
+    numbers that draw the token, both 0 where none was drawn. Token ids are int64 on the device.
     """
     rows, vocab = logits.shape
     chunks = -(-vocab // _CHUNK)

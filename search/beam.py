@@ -42,6 +42,8 @@ class Beam(Levels):
     expand: int | None = option(None, "distinct children of each beam; default width / keep", minimum=1)
     oversample: float = option(2.0, "samples tried at most, as a multiple of the children wanted", minimum=1)
     lookahead: int = option(0, "greedy steps that a child is rolled out by before it is valued", minimum=0)
+    distinct: bool = option(True, "sample the lines that a node does not have yet; else independently of those")
+    seed: int | None = option(None, "of the choice among those; default that of the run, else 0")
     aggregate: str = option("last", "value of a path from its steps' rewards", choices=AGGREGATES)
 
     def __post_init__(self) -> None:

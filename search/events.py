@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
-TRACE_VERSION = 2
-"""2: what `resume` needs of a step, such as its tokens, stands in its event. Version 1 is read all the same."""
+TRACE_VERSION = 3
+"""2: what `resume` needs of a step, such as its tokens, stands in its event. 3: its intervals too, on which the samples
+after it depend. Older ones are read all the same."""
 ROOT_ID = "0"
 
 
@@ -65,6 +66,8 @@ class NodeAdded:
     duplicate_of: str | None = None
     token_ids: list[int] = field(default_factory=list)
     """Of the text; an end token is not among them."""
+    intervals: list[float] = field(default_factory=list)
+    """As in `Step`, where the search samples its siblings by them."""
     finish: str = ""
     """As in `Step`."""
     reading: float | None = None

@@ -1,4 +1,4 @@
-"""Families: so many distinct children of a node, sampled again where samples repeat."""
+"""Families: so many distinct children of a node, sampled in rounds until there are enough."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
+from .children import Children
 from .protocols import Expand
 from .tree import Node, SearchTree
 
@@ -23,7 +24,7 @@ class Family:
     waiting: int = 0
 
     def missing(self) -> int:
-        """Samples to ask for now: the children that lack, while tries are left and the model has more to say."""
+        """Samples to ask for: the children that lack, while tries are left and the model has more to say."""
         if self.node.covered:
             return 0
         return max(0, min(self.wanted - len(self.children), self.limit - self.tried))
@@ -32,8 +33,9 @@ class Family:
 class Families:
     """The families of a search that are under way, and the steps that they want next, in order."""
 
-    def __init__(self, oversample: float) -> None:
+    def __init__(self, oversample: float, children: Children) -> None:
         self._oversample = oversample
+        self._children = children
         self._open: dict[str, Family] = {}
         self._queue: deque[Expand] = deque()
 
@@ -57,7 +59,8 @@ class Families:
         return [self._queue.popleft() for _ in range(min(room, len(self._queue)))]
 
     def tell(self, tree: SearchTree, expand: Expand, node: Node) -> Family | None:
-        """Count a result; returns its family when that is complete. Duplicates are replaced while tries are left."""
+        """Count a result; returns its family when that is complete. After the results of a round, what lacks is asked
+        for in the next one; so duplicates are replaced while tries are left."""
         family = self._open[expand.parent]
         family.waiting -= 1
         if node.id == expand.id:
@@ -70,7 +73,7 @@ class Families:
         return family
 
     def _sample(self, tree: SearchTree, family: Family) -> None:
-        more = family.missing()
+        more = self._children.at_once(family.node, family.missing())
         family.tried += more
         family.waiting += more
-        self._queue.extend(tree.want(family.node) for _ in range(more))
+        self._queue.extend(self._children.want(tree, family.node) for _ in range(more))

@@ -63,12 +63,13 @@ class Gumbel(Walks):
     widen: float = option(2.0, "open children of a node at its first visit", minimum=1)
     widen_power: float = option(0.5, "growth of the open children with visits", minimum=0, maximum=1)
     leaf_batch: int = option(8, "simulations at once", minimum=1, maximum=4096)
+    distinct: bool = option(True, "sample the lines that a node does not have yet; else independently of those")
     max_duplicates: int = option(4, "samples in a row without anything new that exhaust a node", minimum=1)
     seed: int | None = option(None, "of the draws; default that of the run, else 0")
 
     def __post_init__(self) -> None:
-        super().__init__()
-        self._families = Families(self.oversample)
+        super().__init__(spread=False)  # the order of its children is to be that of samples without replacement
+        self._families = Families(self.oversample, self._children)
         self._parent: Node | None = None
         """The end of the path that is decided so far, whose child is to be chosen; None before the first request."""
         self._left: list[Node] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from .children import Children
 from .families import Families, Family
 from .protocols import Expand
 from .select import value
@@ -21,9 +22,11 @@ class Levels:
     width: int
     oversample: float
     aggregate: str
+    distinct: bool
+    seed: int | None
 
     def __init__(self) -> None:
-        self._families = Families(self.oversample)
+        self._families = Families(self.oversample, Children(distinct=self.distinct, seed=self.seed))
         self._started = False
 
     def ask(self, tree: SearchTree, room: int) -> list[Expand]:

@@ -65,6 +65,8 @@ class MCTS(Walks):
         None, "visits that the scorer's value of a step counts for; default 8, not with backup terminal", minimum=0
     )
     backup: str = option("mean", "value of a node from those below it", choices=BACKUPS)
+    distinct: bool = option(True, "sample the lines that a node does not have yet; else independently of those")
+    seed: int | None = option(None, "of the choice among those; default that of the run, else 0")
     max_duplicates: int = option(4, "samples in a row without anything new that exhaust a node", minimum=1)
     simulations: int | None = option(None, "stop after so many finished paths; default only the budget", minimum=1)
     accept: float | None = option(

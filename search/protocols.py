@@ -20,6 +20,11 @@ class Expand:
     ordinal: int
     greedy: bool = field(default=False, compare=False, repr=False)
     """Take the likeliest token each time, whatever the temperature."""
+    prefix: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    """Tokens that the step begins with, as a step did that the parent has already."""
+    uniform: float | None = field(default=None, compare=False, repr=False)
+    """In (0, 1): the place in the order of `Step.intervals` of the token after the prefix. None leaves it to chance, as
+    all tokens that follow are. A generator that gives no intervals need not look at either."""
 
     @property
     def id(self) -> str:
@@ -44,6 +49,10 @@ class Step:
     """Tokens of the text; an end token is not among them."""
     read_tokens: int = 0
     """Tokens that the reading took."""
+    intervals: tuple[float, ...] = ()
+    """For each of `tokens`, the end token included, the lower and the upper edge of the uniform numbers that draw it
+    after those before it, one pair after the other, in [0, 1]; (0, 0) where it was not left to chance. Empty where the
+    generator does not know them."""
 
 
 class OutOfMemory(RuntimeError):

@@ -31,6 +31,8 @@ class Rebase(Levels):
     width: int = option(16, "samples of a level, less the paths that are finished", minimum=1)
     balance: float = option(0.2, "temperature of the shares; smaller favours the best step more", minimum=1e-3)
     oversample: float = option(1.0, "samples tried at most, as a multiple of a step's share", minimum=1)
+    distinct: bool = option(True, "sample the lines that a node does not have yet; else independently of those")
+    seed: int | None = option(None, "of the choice among those; default that of the run, else 0")
     aggregate: str = option("last", "value of a path from its steps' rewards", choices=AGGREGATES)
     vote: str = option(
         "weighted", "take the best path, or the answer with the largest sum", choices=("best", "weighted")

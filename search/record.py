@@ -153,5 +153,6 @@ def _step(expand: Expand, node: NodeAdded) -> Step:
         finish=node.finish,
         reward=node.reading,
         ids=tuple(node.token_ids),
+        intervals=tuple(node.intervals),
         read_tokens=node.read_tokens,
     )

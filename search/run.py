@@ -272,6 +272,7 @@ class _Run:
             expand = Expand(step.parent, step.ordinal)
             del self.asked[expand]
             self.steps += 1
+            novel = tree.learn(step)
             if new:
                 tree.attach(node)
                 self.solved = self.judge.solves(node)
@@ -280,7 +281,7 @@ class _Run:
                 elif self.valued is not None and node.reward is not None:
                     self.valued.value(node.id, node.reward)
             else:
-                tree.repeat(expand, node)
+                tree.repeat(expand, node, novel=novel)
             told_later = bool(judge_tokens) and step is not fresh[-1][0]
             cost = 0 if not new else None if told_later else judge_tokens
             yield self._node_added(step, node, new, judge_tokens=cost, late=not told)
@@ -317,6 +318,7 @@ class _Run:
             verified=node.verified,
             duplicate_of=None if new else node.id,
             token_ids=list(step.ids),
+            intervals=[] if self.tree[step.parent].lines is None else list(step.intervals),
             finish=step.finish,
             reading=step.reward,
             read_tokens=step.read_tokens,

@@ -6,10 +6,13 @@ import math
 from collections.abc import Hashable, Iterator
 
 from .events import ROOT_ID, Backup, Event, child_id
+from .lines import Lines
 from .protocols import Expand, Step
 
 COVERED = 0.99
 """Probability that a node's children must hold together to be taken for all that the model would write."""
+LEAST_REST = 1e-4
+"""The same for what the lines seen leave, where those are known."""
 
 
 class Node:
@@ -31,6 +34,7 @@ class Node:
         "finish",
         "id",
         "keys",
+        "lines",
         "live",
         "logprob",
         "mass",
@@ -86,6 +90,8 @@ class Node:
         """Children that are neither closed nor pruned nor terminal."""
         self.keys: dict[Hashable, Node] = {}
         """Children by equality key, those not yet attached included."""
+        self.lines: Lines | None = None
+        """What was sampled here, where repeats are to be avoided."""
         self.asked = 0
         """Ordinals used so far."""
         self.pending = 0
@@ -118,6 +124,8 @@ class Node:
     @property
     def covered(self) -> bool:
         """Whether sampling more children is not worth it, because those there hold nearly all probability."""
+        if self.lines is not None and self.lines.seen:
+            return self.lines.rest < LEAST_REST
         return self.mass >= COVERED
 
     def path(self) -> list[Node]:
@@ -163,11 +171,16 @@ class SearchTree:
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes.values())
 
-    def want(self, node: Node, *, greedy: bool = False) -> Expand:
-        """The request for the next child of `node`, sampled or the likeliest; it takes the next ordinal."""
+    def want(self, node: Node, *, greedy: bool = False, lines: Lines | None = None) -> Expand:
+        """The request for the next child of `node`, sampled or the likeliest; it takes the next ordinal. With `lines`
+        it is to be none of them; the node holds them from then on."""
         if node.state != "open":
             raise ValueError(f"node {node.id} is {node.state} and cannot be expanded")
-        expand = Expand(node.id, node.asked, greedy)
+        if lines is None:
+            expand = Expand(node.id, node.asked, greedy)
+        else:
+            node.lines = lines
+            expand = Expand(node.id, node.asked, greedy, *lines.draw(alone=not node.pending))
         node.asked += 1
         node.pending += 1
         return expand
@@ -207,12 +220,18 @@ class SearchTree:
             node.state = "terminal"
             self.terminals.append(node)
 
-    def repeat(self, expand: Expand, node: Node) -> None:
-        """Record that the step asked for by `expand` is a copy of `node`."""
+    def repeat(self, expand: Expand, node: Node, *, novel: bool = False) -> None:
+        """Record that the step asked for by `expand` is a copy of `node`, written in `novel` words or in the same."""
         parent = self.nodes[expand.parent]
         parent.pending -= 1
-        parent.duplicates += 1
+        if not novel:
+            parent.duplicates += 1
         node.copies += 1
+
+    def learn(self, step: Step) -> bool:
+        """Take in the line of a finished step where its parent remembers them; whether it is known to be new."""
+        lines = self.nodes[step.parent].lines
+        return lines is not None and lines.add(step)
 
     def backup(self, node: Node, value: float) -> None:
         """Add `value` and one visit to every node from `node` to the root."""

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .children import Children
 from .closing import close, exhausted
 from .protocols import Expand
 from .tree import Node, SearchTree
@@ -33,9 +34,12 @@ class Walks:
     ordered: ClassVar[bool] = True
 
     leaf_batch: int
+    distinct: bool
     max_duplicates: int
+    seed: int | None
 
-    def __init__(self) -> None:
+    def __init__(self, *, spread: bool = True) -> None:
+        self._children = Children(distinct=self.distinct, seed=self.seed, spread=spread)
         self._running: deque[Walk] = deque()
         """In the order of the steps that they wait for, which is the order in which those are told."""
         self._queue: deque[Expand] = deque()
@@ -102,7 +106,7 @@ class Walks:
             child.virtual += 1
             node = child
         walk.node = node
-        self._queue.append(tree.want(node))
+        self._queue.append(self._children.want(tree, node))
         self._running.append(walk)
         return True
 

@@ -15,7 +15,7 @@ from frtool.kernels.attention import plan_attention
 from frtool.kernels.plan import plan_tree
 from frtool.models.tree_pass import TreeBatch, model_logits
 
-from .readout import Readout
+from .readout import READINGS, Readout
 
 if TYPE_CHECKING:
     from frtool.kernels.allocator import PhysicalKVAllocator
@@ -57,7 +57,7 @@ class Drawn:
         self._event = event
 
     def wait(self) -> npt.NDArray[np.float32]:
-        """[4, R]: see `Readout`."""
+        """[6, R]: see `Readout`."""
         if self._event is not None:
             self._event.synchronize()
         values: npt.NDArray[np.float32] = self._values.numpy()[:, self.rows]
@@ -76,8 +76,8 @@ class Outbox:
         self.on_gpu = device.type == "cuda"
         self.logits = torch.empty(0)
         self.tokens = torch.zeros(2 * rows, dtype=torch.long, device=device)
-        self.values = torch.zeros(2, 4, rows, dtype=torch.float32, device=device)
-        self._ring = [torch.zeros(2, 4, rows, pin_memory=self.on_gpu) for _ in range(_IN_FLIGHT + 1)]
+        self.values = torch.zeros(2, READINGS, rows, dtype=torch.float32, device=device)
+        self._ring = [torch.zeros(2, READINGS, rows, pin_memory=self.on_gpu) for _ in range(_IN_FLIGHT + 1)]
         self._turn = 0
 
     def room(self, like: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,7 @@ class Outbox:
         return self.logits[: len(like)]
 
     def send(self, half: int) -> tuple[torch.Tensor, Any]:
-        """Start the copy of `values[half]` [4, rows] to the host; the copy and what says that it is there."""
+        """Start the copy of `values[half]` [6, rows] to the host; the copy and what says that it is there."""
         self._turn = (self._turn + 1) % len(self._ring)
         target = self._ring[self._turn][half]
         target.copy_(self.values[half], non_blocking=True)

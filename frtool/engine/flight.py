@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from frtool.errors import FrtoolError
 
-from .noise import uniforms
+from .noise import row_noise
 from .options import EngineOptions
 from .rows import Row
 from .sampling import Sampler
@@ -45,6 +44,9 @@ class Readings:
     tokens: list[int]
     logprobs: list[float]
     """Of `growing` and of the rows that joined."""
+    lows: list[float]
+    highs: list[float]
+    """Edges of the intervals of these tokens."""
     ends: list[float]
     """Of `sealed`: the probability that the path ends here."""
     rewards: list[float]
@@ -66,12 +68,13 @@ class Reader:
     def read(self, flight: Flight | None, joining: Sequence[Row]) -> Readings:
         """Raises FrtoolError that names the step whose logits are NaN."""
         nothing = torch.empty(0)
-        tokens = logprobs = ends = rewards = nothing
+        tokens = logprobs = lows = highs = ends = rewards = nothing
         growing = [*(flight.growing if flight else ()), *joining]
         sealed = flight.sealed if flight else []
         judged = [*sealed, *flight.ended] if flight and self._reads_rewards else []
         if growing:
-            tokens, logprobs = self._sampler.sample(self._to_sample(flight, joining), self._noise(growing))
+            tokens, logprobs, edges = self._sampler.sample(self._to_sample(flight, joining), self._noise(growing))
+            lows, highs = edges.unbind(1)
         if flight is not None:
             first = len(flight.growing)
             if sealed:
@@ -81,7 +84,7 @@ class Reader:
                 first += len(sealed)
                 labels = flight.logits[first : first + len(judged)].index_select(1, self._labels)
                 rewards = torch.softmax(labels, -1)[:, 0]
-        readings = Readings(*_to_host([tokens, logprobs, ends, rewards]))  # type: ignore[arg-type]
+        readings = Readings(*_to_host([tokens, logprobs, lows, highs, ends, rewards]))  # type: ignore[arg-type]
         for rows, values in (
             (growing, readings.logprobs),
             (sealed, readings.ends),
@@ -103,10 +106,7 @@ class Reader:
     def _noise(self, rows: Sequence[Row]) -> torch.Tensor | None:
         if self._sampler.greedy:
             return None
-        keys = np.array([row.key for row in rows], np.uint64)
-        indices = np.array([row.sampled for row in rows], np.uint64)
-        noise = uniforms(keys, indices)
-        noise[[row.greedy for row in rows]] = -1.0
+        noise = row_noise(rows, [row.sampled for row in rows])
         return torch.from_numpy(noise).to(self._device, non_blocking=True)
 
 

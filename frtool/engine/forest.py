@@ -205,8 +205,10 @@ class Forest:
         growing = [*flight.growing, *joining] if flight else joining
         finished = [
             row
-            for row, token, logprob in zip(growing, readings.tokens, readings.logprobs, strict=True)
-            if not row.struck and self.advance(row, token, logprob)
+            for row, *drawn in zip(
+                growing, readings.tokens, readings.logprobs, readings.lows, readings.highs, strict=True
+            )
+            if not row.struck and self.advance(row, *drawn)
         ]
         if finished:
             gone = set(map(id, finished))
@@ -229,11 +231,12 @@ class Forest:
             for row, reward in zip(flight.sealed + flight.ended, readings.rewards, strict=True):
                 row.reward = reward
 
-    def advance(self, row: Row, token: int, logprob: float) -> bool:
-        """Add a sampled token; say whether the step is finished and needs no further pass."""
+    def advance(self, row: Row, token: int, logprob: float, low: float, high: float) -> bool:
+        """Add a sampled token and its interval; say whether the step is finished and needs no further pass."""
         row.root.policy_tokens += 1
         row.sampled += 1
         row.logprob += logprob
+        row.intervals += (low, high)
         if token in self._end_ids:
             row.finish = "end"
         else:

@@ -17,7 +17,7 @@ from .batch import on_device
 from .capture import Passes
 from .fixed_step import Drawn, Tokens
 from .flight import nan_error
-from .noise import uniforms
+from .noise import row_noise
 from .readout import END, LOGPROB, REWARD
 from .rows import Row
 
@@ -113,7 +113,7 @@ class Pipeline:
         if len(parents) < len(joining):
             which = torch.tensor([place[id(row.parent)] for row in joining])
             logits = logits.index_select(0, which.to(logits.device, non_blocking=True))
-        drawn = self.passes.draw(logits, _noise(joining, [row.sampled for row in joining]))
+        drawn = self.passes.draw(logits, row_noise(joining, [row.sampled for row in joining]))
         return _Pass([_Feed(row, [], -1) for row in joining], drawn)
 
     def _launch(self, flight: _Pass | None, first: _Pass | None) -> _Pass | None:
@@ -134,7 +134,7 @@ class Pipeline:
             ids=[token for feed in feeds for token in feed.tokens],
             logit_rows=np.cumsum(counts) - 1,
             sources=np.array([feed.source for feed in feeds]),
-            uniforms=_noise([feed.row for feed in feeds], [feed.row.sampled + (feed.source >= 0) for feed in feeds]),
+            uniforms=row_noise([feed.row for feed in feeds], [feed.row.sampled + (feed.source >= 0) for feed in feeds]),
         )
         try:
             drawn = self.passes.launch(tokens)
@@ -222,7 +222,7 @@ class Pipeline:
             self._check(flight, values)
         advance, finished = self._forest.advance, []
         stopped: list[Row] = []
-        for feed, token, logprob, end, reward in zip(flight.feeds, *values.tolist(), strict=True):
+        for feed, token, logprob, end, reward, low, high in zip(flight.feeds, *values.tolist(), strict=True):
             row = feed.row
             if row.struck or feed.void:
                 continue
@@ -230,7 +230,7 @@ class Pipeline:
                 row.reward = reward
                 finished.append(row)
             elif row.finish is None:
-                if advance(row, int(token), logprob):
+                if advance(row, int(token), logprob, low, high):
                     finished.append(row)
                 if row.finish is not None and row.finish != "step":
                     stopped.append(row)
@@ -271,12 +271,6 @@ def _seals(feed: _Feed) -> bool:
     """Whether the pass fed the last token of a whole step. Known once the pass before it is read."""
     row = feed.row
     return row.finish == "step" and not feed.is_query and not feed.void and not row.struck
-
-
-def _noise(rows: Sequence[Row], indices: list[int]) -> np.ndarray:
-    noise = uniforms(np.array([row.key for row in rows], np.uint64), np.array(indices, np.uint64))
-    noise[[row.greedy for row in rows]] = -1.0
-    return noise
 
 
 def make_pipeline(forest: Forest) -> Pipeline | None:

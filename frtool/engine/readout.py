@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
     from .options import EngineOptions
 
-TOKEN, LOGPROB, END, REWARD = range(4)
+TOKEN, LOGPROB, END, REWARD, LOW, HIGH = range(6)
 """Rows of `values`."""
+READINGS = 6
 
 
 class Readout:
@@ -37,11 +38,11 @@ class Readout:
     def __call__(
         self, logits: torch.Tensor, uniforms: torch.Tensor, values: torch.Tensor, tokens: torch.Tensor
     ) -> None:
-        """Fill `values` float32 [4, n] and `tokens` int64 [n] from `logits` [n, vocab].
+        """Fill `values` float32 [6, n] and `tokens` int64 [n] from `logits` [n, vocab].
 
-        `uniforms` float32 [n] in (0, 1), negative where the likeliest token is wanted. The rows of `values`: the token;
-        its log-probability under the model itself, NaN where a logit is NaN; the probability that the path ends here;
-        of the two reward labels, the probability of the good one.
+        `uniforms` float32 [n] as in `noise`. The rows of `values`: the token; its log-probability under the model
+        itself, NaN where a logit is NaN; the probability that the path ends here; of the two reward labels, the
+        probability of the good one; lower and upper edge of the token's interval, see `Sampler.sample`.
         """
         if self._fused:
             # Triton does not exist on every platform.
@@ -52,10 +53,11 @@ class Readout:
             read_rows(logits, uniforms, temperature, self._suppressed, self._ends, self._labels, values, tokens)
             return
         logits = logits.float()
-        drawn, logprobs = self._sampler.sample(logits, uniforms)
+        drawn, logprobs, intervals = self._sampler.sample(logits, uniforms)
         tokens.copy_(drawn)
         values[TOKEN].copy_(drawn)
         values[LOGPROB].copy_(logprobs)
+        values[LOW:].copy_(intervals.T)
         if len(self._ends):
             values[END].copy_(torch.softmax(logits, -1).index_select(1, self._ends).sum(-1))
         if len(self._labels):

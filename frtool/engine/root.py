@@ -10,7 +10,7 @@ from frtool.search.protocols import Expand, KVStats, Step
 
 from .forest import Forest
 from .holdings import Holdings
-from .noise import step_key
+from .noise import course, step_key
 from .prefill import check_prompt
 from .revive import Reviver
 from .rows import Kept, Row
@@ -84,6 +84,7 @@ class Root:
             key=step_key(self.seed, expand.parent, expand.ordinal),
             text=StepText(self.forest.detokenizer, self.forest.options.delimiter, parent.tail),
             greedy=expand.greedy,
+            course=course(expand.prefix, expand.uniform),
         )
         self.open[key] = row
         self.forest.waiting.append(row)
@@ -106,6 +107,8 @@ class Root:
                 finish=row.finish or "",
                 reward=row.reward,
                 ids=tuple(row.tokens),
+                # Seven digits are what float32 holds below 1.
+                intervals=tuple(round(edge, 7) for edge in row.intervals),
                 read_tokens=0 if row.reward is None else len(self.forest.query),
             )
             for row in finished

@@ -57,11 +57,15 @@ class Row:
     text: StepText
     greedy: bool = False
     """It takes the likeliest token each time."""
+    course: tuple[float, ...] = ()
+    """What decides its first tokens in the place of its noise; see `noise`."""
     tokens: list[int] = field(default_factory=list)
     """Of its text; the end token is not among them."""
     sampled: int = 0
     """Tokens drawn, the end token included."""
     logprob: float = 0.0
+    intervals: list[float] = field(default_factory=list)
+    """Lower and upper edge of each token drawn, one after the other; see `Step`."""
     finish: str | None = None
     """None while it grows, then as in `Step`."""
     reward: float | None = None

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
+from .noise import FORCED
 from .options import EngineOptions
 
 # Candidates that top-p looks at before it sorts a whole row: sorting 50,000 entries costs a CPU milliseconds.
@@ -35,12 +36,15 @@ class Sampler:
         # Fresh memory of this size costs a CPU more than what is computed in it.
         self._scratch = [torch.empty(0, 0, device=device)] * 2
 
-    def sample(self, logits: torch.Tensor, uniforms: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw one token a row. Returns tokens int64 [n] and their log-probabilities float32 [n].
+    def sample(
+        self, logits: torch.Tensor, uniforms: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Draw one token a row. Returns tokens int64 [n], their log-probabilities float32 [n] and their intervals
+        float32 [n, 2]: every number from the lower edge up to the upper one draws that token.
 
-        `logits` float32 [n, vocab], `uniforms` float32 [n] in (0, 1), negative where the likeliest token is wanted,
-        None where it always is. Log-probabilities are natural and of the model's own distribution: temperature 1,
-        nothing truncated. A row that holds NaN gets NaN.
+        `logits` float32 [n, vocab], `uniforms` float32 [n] as in `noise`: in (0, 1), or negative where the token does
+        not depend on chance; None where no row's does. Those rows have the interval (0, 0). Log-probabilities are
+        natural and of the model's own distribution: temperature 1, nothing truncated. A row that holds NaN gets NaN.
         """
         probabilities, scaled = (self._room(i, logits) for i in range(2))
         torch.softmax(logits, -1, out=probabilities)
@@ -51,17 +55,20 @@ class Sampler:
             allowed = logits.index_fill(1, self._suppressed, float("-inf"))
             best = allowed.argmax(-1, keepdim=True)
         if self.greedy:
-            tokens = best
+            tokens, intervals = best, peak.new_zeros(len(peak), 2)
         else:
             assert uniforms is not None
             weights = probabilities
             if self.temperature != 1 or allowed is not logits:
                 torch.softmax(torch.div(allowed, self.temperature, out=scaled), -1, out=weights)
             uniforms = uniforms.unsqueeze(1)
-            tokens = torch.where(uniforms < 0, best, self._draw(weights, uniforms))
+            tokens, intervals = self._draw(weights, uniforms)
+            fixed = uniforms < 0
+            tokens = torch.where(fixed, torch.where(uniforms > FORCED, best, (FORCED - uniforms).long()), tokens)
+            intervals = intervals.masked_fill(fixed, 0.0)
         # The peak's probability is 1 / sum(exp(x - max)); unlike the token's own it cannot underflow.
         logprobs = logits.gather(1, tokens) - logits.gather(1, argmax) + peak.log()
-        return tokens.squeeze(1), logprobs.squeeze(1)
+        return tokens.squeeze(1), logprobs.squeeze(1), intervals
 
     def _room(self, index: int, like: torch.Tensor) -> torch.Tensor:
         """An uninitialised tensor of the shape of `like`, reused by the next call."""
@@ -70,8 +77,9 @@ class Sampler:
             self._scratch[index] = like.new_empty(rows, vocab)
         return self._scratch[index][:rows]
 
-    def _draw(self, weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-        """Tokens int64 [n, 1] from `weights` [n, vocab], whose rows sum to 1; it may be overwritten."""
+    def _draw(self, weights: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens int64 [n, 1] and their intervals [n, 2] from `weights` [n, vocab], whose rows sum to 1; it may be
+        overwritten."""
         vocab = weights.shape[1]
         if 0 < self.top_k < vocab:
             return self._draw_sorted(*_largest(weights, self.top_k), uniforms, None)
@@ -82,15 +90,15 @@ class Sampler:
         if weights.device.type != "cpu" or vocab <= _SMALL_VOCAB:
             return self._draw_sorted(*_largest(weights, vocab), uniforms, 1.0)
         values, ids = _largest(weights, _CANDIDATES)
-        tokens = self._draw_sorted(values, ids, uniforms, 1.0)
+        tokens, intervals = self._draw_sorted(values, ids, uniforms, 1.0)
         short = (values.cumsum(-1)[:, -1] < self.top_p).nonzero().squeeze(1)
         if len(short):
-            tokens[short] = self._draw_sorted(*_largest(weights[short], vocab), uniforms[short], 1.0)
-        return tokens
+            tokens[short], intervals[short] = self._draw_sorted(*_largest(weights[short], vocab), uniforms[short], 1.0)
+        return tokens, intervals
 
     def _draw_sorted(
         self, values: torch.Tensor, ids: torch.Tensor, uniforms: torch.Tensor, whole: float | None
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw among falling `values` [n, k], truncated by top-p of mass `whole` (None: their sum) and by min-p."""
         if self.top_p < 1:
             mass = values.cumsum(-1)
@@ -99,7 +107,8 @@ class Sampler:
             values = values.masked_fill(mass - values >= self.top_p * total, 0.0)
         if self.min_p > 0:
             values = values.masked_fill(values < self.min_p * values[:, :1], 0.0)
-        return ids.gather(1, _invert(values.cumsum(-1), uniforms))
+        index, intervals = _invert(values.cumsum(-1), uniforms)
+        return ids.gather(1, index), intervals
 
 
 def _largest(weights: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,16 +120,20 @@ def _largest(weights: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Ten
     return values[:, :count], ids[:, :count]
 
 
-def _invert(mass: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Index [n, 1] where the rising `mass` [n, k] first exceeds `uniforms` [n, 1] of its total."""
+def _invert(mass: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index [n, 1] where the rising `mass` [n, k] first exceeds `uniforms` [n, 1] of its total, and as shares of the
+    total what `mass` is before it and there, [n, 2]."""
     total = mass[:, -1:].contiguous()
     index = torch.searchsorted(mass, uniforms * total, right=True)
     # Rounding may lift the product to the total itself; the last entry with any weight is where the total is reached.
     # NaN exceeds nothing.
-    return torch.minimum(index, torch.searchsorted(mass, total)).clamp_(max=mass.shape[1] - 1)
+    index = torch.minimum(index, torch.searchsorted(mass, total)).clamp_(max=mass.shape[1] - 1)
+    edges = mass.gather(1, torch.cat((index - 1, index), 1).clamp_(min=0))
+    edges[:, :1].masked_fill_(index == 0, 0.0)
+    return index, edges.div_(total)
 
 
-def _invert_large(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+def _invert_large(weights: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`_invert` of the running sum of `weights` [n, k], in two levels: a running sum of all of them takes a CPU longer
     than everything else together."""
     count = weights.shape[1]
@@ -131,9 +144,11 @@ def _invert_large(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor
     if whole < count:
         sums = torch.cat((sums, weights[:, whole:].sum(-1, keepdim=True)), 1)
     mass = sums.cumsum(-1)
-    group = _invert(mass, uniforms)
+    group, _ = _invert(mass, uniforms)
     before = (mass - sums).gather(1, group)
+    within = sums.gather(1, group)
     index = group * _GROUP + torch.arange(_GROUP, device=weights.device)
     inside = weights.gather(1, index.clamp(max=count - 1)).masked_fill(index >= count, 0.0)
-    share = (uniforms * mass[:, -1:] - before) / sums.gather(1, group)
-    return group * _GROUP + _invert(inside.cumsum(-1), share.clamp(0.0, 1.0))
+    share = (uniforms * mass[:, -1:] - before) / within
+    place, edges = _invert(inside.cumsum(-1), share.clamp(0.0, 1.0))
+    return group * _GROUP + place, (before + edges * within) / mass[:, -1:]

@@ -75,7 +75,7 @@ def test_resolved_options_hold_every_option_of_the_algorithm():
 def test_the_seed_of_the_run_is_that_of_the_draws_unless_one_is_given():
     assert resolve_options("ab-mcts", {}, seed=7)["seed"] == 7
     assert resolve_options("ab-mcts", {"seed": "3"}, seed=7)["seed"] == 3
-    assert "seed" not in resolve_options("beam", {}, seed=7)
+    assert "seed" not in resolve_options("best-of-n", {}, seed=7)
 
 
 @pytest.mark.parametrize("limit", [0, -1, math.nan, math.inf])

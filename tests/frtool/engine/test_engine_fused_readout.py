@@ -42,7 +42,7 @@ def read(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, **tok
     from frtool.kernels.readout_kernel import read_rows
 
     marks = {name: torch.tensor(tokens.get(name, []), dtype=torch.long, device=DEVICE) for name in MARKS}
-    values = torch.full((4, len(logits)), torch.nan, device=DEVICE)
+    values = torch.full((6, len(logits)), torch.nan, device=DEVICE)
     drawn = torch.full((len(logits),), -1, device=DEVICE)
     read_rows(logits, uniforms, temperature, *(marks[name] for name in MARKS), values, drawn)
     return values, drawn
@@ -58,14 +58,17 @@ def test_rows_are_read_as_the_sampler_reads_them(vocab: int, temperature: float)
     generator = torch.Generator().manual_seed(vocab)
     logits = (3 * torch.randn(9, vocab, generator=generator)).to(DEVICE)
     uniforms = torch.rand(9, generator=generator).clamp(1e-4, 1 - 1e-4).to(DEVICE)
-    uniforms[3] = -1.0
+    uniforms[3], uniforms[5] = -1.0, -2.0 - 37
     values, drawn = read(logits, uniforms, temperature, suppressed=[3, 5, 7], ends=[1, 2], labels=[5, 7])
     sampler = Sampler(EngineOptions(temperature=temperature), torch.device(DEVICE), suppressed=[3, 5, 7])
-    tokens, logprobs = sampler.sample(logits, uniforms)
+    tokens, logprobs, intervals = sampler.sample(logits, uniforms)
     assert drawn.tolist() == tokens.tolist() == values[0].long().tolist()
     assert torch.allclose(values[1], logprobs, atol=3e-6)
     assert torch.allclose(values[2], torch.softmax(logits, -1)[:, [1, 2]].sum(-1), atol=1e-6)
     assert torch.allclose(values[3], torch.softmax(logits[:, [5, 7]], -1)[:, 0], atol=1e-6)
+    assert torch.allclose(values[4:].T, intervals, atol=1e-6)
+    if temperature:
+        assert drawn[5] == 37
 
 
 @runs_triton
