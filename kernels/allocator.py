@@ -74,6 +74,9 @@ class PhysicalKVAllocator(BlockLedger):
         self.k_cache, self.v_cache = self.kv_cache.unbind(0)
         self._slot_view = self.kv_cache.view(2, num_layers, num_blocks * block_size, num_kv_heads, head_dim)
         self.block_bytes = self.kv_cache.element_size() * self.kv_cache.numel() // num_blocks
+        tokens = self.kv_cache.view(-1, num_kv_heads * head_dim)
+        self._tokens_from = [tokens[layer * num_blocks * block_size :] for layer in range(num_layers)]
+        self._heads_from = [rows.view(-1, head_dim) for rows in self._tokens_from]
 
         self._scratch: dict[str, torch.Tensor] = {}
 
@@ -96,6 +99,12 @@ class PhysicalKVAllocator(BlockLedger):
         self._slot_view[1, layer].index_copy_(0, slots, v.to(self.dtype))
 
     def scratch(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    def rows_from(self, layer: int, *, by_token: bool) -> torch.Tensor:
+        """The cache from the K of a layer on, in rows: a view `[rows, head_dim]`, (slot, head) after (slot, head), or
+        `by_token` `[rows, num_kv_heads * head_dim]`, slot after slot. The V of a token lies as many rows after its K as
+        all K's take."""
+        return self._tokens_from[layer] if by_token else self._heads_from[layer]
+
         """Uninitialised working memory on the pool's device, kept and reused under this name, so that a backend does
         not pay for fresh pages at every call. Valid until the next call with the same name."""
         numel = math.prod(shape)

@@ -29,6 +29,8 @@ class TileBatch:
     """int64 `[n, C]`: the keys. After the last key that the tile's queries see, that one is repeated."""
     hidden: np.ndarray
     """bool `[masked, R, C]`: keys that a query must not see, for the first tiles. The others see all."""
+    seen: np.ndarray
+    """int64 `[n]`: after so many keys of the chunk none is seen. Rises over the masked tiles."""
     query: np.ndarray
     piece: np.ndarray
     """int64 `[m]`: the query's index in the slab, and the number of this piece among the query's, by position."""
@@ -118,12 +120,15 @@ class _Asks:
         if self.window is not None:
             hidden |= keys[:, None] <= asks[:, :, None] - self.window
         masked = hidden.any(axis=(1, 2))
-        order = np.argsort(~masked, kind="stable")
+        furthest = queries[np.arange(len(queries)), asks.argmax(axis=1)]
+        last = self.position[furthest]
+        seen = np.minimum(last + 1 - keys[:, 0], self.chunk)
+        order = np.lexsort((seen, ~masked))
         number = np.empty_like(order)
         number[order] = np.arange(len(order))
-        furthest = queries[np.arange(len(queries)), asks.argmax(axis=1)]
-        seen = np.minimum(keys, self.position[furthest][:, None])
+        keys = np.minimum(keys, last[:, None])
         block_size, tables = self.tree.block_size, self.tree.tables
-        blocks = tables[self.branch[furthest][:, None], seen // block_size].astype(np.int64)
-        slots = blocks * block_size + seen % block_size
-        return TileBatch(queries[order], slots[order], hidden[masked], query, piece, number[tile], place)
+        blocks = tables[self.branch[furthest][:, None], keys // block_size].astype(np.int64)
+        slots = blocks * block_size + keys % block_size
+        hidden = hidden[order[: np.count_nonzero(masked)]]
+        return TileBatch(queries[order], slots[order], hidden, seen[order], query, piece, number[tile], place)

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from frtool.kernels import grouped
+from frtool.kernels import grouped_work
 from frtool.kernels.allocator import PhysicalKVAllocator
 from frtool.kernels.attention import plan_attention, tree_attention
 
@@ -130,8 +130,32 @@ def test_work_cut_to_stay_cached_changes_no_bit(random_forest, monkeypatch, limi
     settings = options("all", forest.heads)
     whole = attend(forest, **settings)
     for size in (1, 1 << 16):
-        monkeypatch.setattr(grouped, limit, size)
+        monkeypatch.setattr(grouped_work, limit, size)
         assert torch.equal(attend(forest, **settings), whole)
+
+
+def test_parts_of_a_plan_leave_each_others_memory_alone_from_layer_to_layer(random_forest, monkeypatch):
+    forest = random_forest(8, most_queries=40, num_layers=3, steps=60)
+    plan = plan_attention(forest.allocator, forest.branch_ids, forest.q_lens, backend="torch")
+    layers = (0, 1, 2, 0, 1)
+    whole = [tree_attention(forest.q, forest.allocator, plan=plan, layer=layer) for layer in layers]
+    for size in (1 << 15, 1 << 16, 1 << 17, 1 << 18):
+        monkeypatch.setattr(grouped_work, "_SLAB_BYTES", size)
+        plan = plan_attention(forest.allocator, forest.branch_ids, forest.q_lens, backend="torch")
+        for layer, expected in zip(layers, whole, strict=True):
+            assert torch.equal(tree_attention(forest.q, forest.allocator, plan=plan, layer=layer), expected)
+
+
+def test_a_part_of_a_chunk_is_read_as_far_as_it_is_seen():
+    allocator = PhysicalKVAllocator(100, 4, 1, 16)
+    ids = [allocator.alloc_branch(n).branch_id for n in (5, 17, 33, 64)]
+    plan = plan_attention(allocator, ids)
+    tree_attention(torch.zeros(4, 4, 16), allocator, plan=plan)
+    ((slab,),) = plan._work.values()
+    assert max(batch.scores.shape[2] for batch in slab.batches) == grouped_work.CHUNK
+    tree_attention(torch.zeros(2, 4, 16), allocator, plan=(plan := plan_attention(allocator, ids[:2])))
+    ((slab,),) = plan._work.values()
+    assert slab.batches[0].scores.shape[2] in (32, grouped_work.CHUNK)
 
 
 def test_two_threads_give_the_bits_of_one():
@@ -150,7 +174,7 @@ def test_two_threads_give_the_bits_of_one():
 def test_branches_within_one_chunk_give_the_same_bits_beside_longer_ones():
     allocator = PhysicalKVAllocator(128, 4, 2, 16)
     allocator.kv_cache.normal_(generator=torch.Generator().manual_seed(1))
-    lengths = (3, 40, grouped.CHUNK, grouped.CHUNK + 1, 3 * grouped.CHUNK)
+    lengths = (3, 40, grouped_work.CHUNK, grouped_work.CHUNK + 1, 3 * grouped_work.CHUNK)
     branches = [allocator.alloc_branch(length).branch_id for length in lengths]
     q = torch.randn(len(branches), 4, 16, generator=torch.Generator().manual_seed(2))
     for sinks in (None, torch.tensor([0.0, 1.0, -2.0, 3.0])):
@@ -202,7 +226,7 @@ def test_a_chunk_that_many_branches_share_is_read_once_for_all():
     plan = plan_attention(allocator, ids)
     tree_attention(torch.zeros(64, 4, 16), allocator, plan=plan)
     ((shared, alone),) = (slab.batches for slab in plan._work[None, 4])
-    assert shared.shape[0] == 1024 // grouped.CHUNK
+    assert shared.shape[0] == 1024 // grouped_work.CHUNK
     assert alone.shape[0] == 64
 
 

@@ -1,0 +1,274 @@
+"""Tiles laid out in memory: what `grouped` runs for every layer, with its index tensors and its working memory.
+
+All that does not change from layer to layer is made here, once a plan, views of the working memory included: for a few
+queries making them takes as long as what is computed in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from .allocator import PhysicalKVAllocator
+from .plan import TreePlan
+from .tiles import TileBatch, TileSlab, cut_tiles
+
+CHUNK = 64
+"""Keys a chunk. Wider chunks read more shared keys once a branch instead of once; narrower ones sum more pieces."""
+_SLAB_BYTES = 16 << 20
+"""Partial results of the queries that are computed together, about: more of them read a shared chunk at once."""
+_BATCH_BYTES = 4 << 20
+"""Operands and results of one batched product, about: enough to pay for the calls, little enough to stay cached."""
+_LANES = 16
+"""Softmax over rows of a multiple of this many, ended by -inf, sums in an order that the padding does not change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """n tiles: index tensors into rows of D numbers, for Hk kv heads, M = R * rows a query, C keys; and where the
+    operands and results of their products are kept, fp32 unless it says otherwise."""
+
+    q_rows: torch.Tensor | None
+    """int64 `[n * Hk * M]` into the slab's queries, (query, head) after (query, head). None where `q` holds them."""
+    kv_rows: torch.Tensor
+    """int64 into the cache from a layer on: `[2 * n * Hk * C]`, (slot, kv head) after (slot, kv head), K, then V; where
+    the cache is not fp32, `[2 * n * C]`, slot after slot."""
+    hidden: torch.Tensor | None
+    """`[masked, 1, R, 1, C]`: -inf where the key must not be seen."""
+    q: torch.Tensor
+    """`[n * Hk * M, D]`."""
+    queries: torch.Tensor
+    """`q` as `[n * Hk, M, D]`."""
+    stored: torch.Tensor
+    """The rows `kv_rows` of the cache."""
+    exact: tuple[torch.Tensor, torch.Tensor] | None
+    """Where they are not fp32: `[2, n, Hk, C, D]` for them in fp32, and the same view of them."""
+    keys: torch.Tensor
+    """`[n * Hk, D, C]`."""
+    values: torch.Tensor
+    """`[n * Hk, C, D]`."""
+    scores: torch.Tensor
+    """`[n * Hk, M, C]`, and the weights after them."""
+    masked: torch.Tensor
+    """`[masked, Hk, R, rows, C]` of `scores`."""
+    largest: torch.Tensor
+    """`[n * Hk, M]`: the largest score."""
+    peaks: torch.Tensor
+    """`[n * Hk, M]`: the largest weight."""
+    means: torch.Tensor
+    """`[n * Hk, M, D]`."""
+    shape: tuple[int, int, int, int]
+    """n, Hk, R, rows a query."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slab:
+    """Queries that are computed together. Entry 0 of `means`, `largest`, `peaks` and `logs` stands for no piece."""
+
+    queries: torch.Tensor | None
+    """int64 `[t]` into all queries; None where that would change nothing."""
+    batches: tuple[Batch, ...]
+    pieces: int
+    """The most that a query has."""
+    means: torch.Tensor
+    """`[1 + rows, D]`: partial results of all batches."""
+    largest: torch.Tensor
+    peaks: torch.Tensor
+    logs: torch.Tensor
+    """`[1 + rows]`."""
+    first: torch.Tensor
+    """int64 `[t * Hq]`: the first piece of each (query, head)."""
+    pieces_of: torch.Tensor
+    """int64 `[t * Hq * lanes]`: each (query, head) has entry 0, its pieces, then entry 0 again."""
+    bags: torch.Tensor
+    """int64 `[t * Hq]`: where they begin in it."""
+    shares: torch.Tensor
+    """`[t * Hq * lanes]`."""
+
+
+def lay_out(tree: TreePlan, allocator: PhysicalKVAllocator, window: int | None, heads: int) -> list[Slab]:
+    """The work of one layer for `heads` query heads."""
+    slab_pieces = max(_SLAB_BYTES // (heads * 2 * (CHUNK + allocator.head_dim) * 4), 1)
+    slabs = cut_tiles(tree, CHUNK, window, slab_pieces)
+    in_order = len(slabs) == 1 and np.array_equal(slabs[0].queries, np.arange(tree.num_queries))
+    return [_slab(slab, allocator, heads, in_order) for slab in slabs]
+
+
+def _slab(slab: TileSlab, allocator: PhysicalKVAllocator, heads: int, in_order: bool) -> Slab:
+    kv_heads, device = allocator.num_kv_heads, allocator.device
+    group = heads // kv_heads
+    head = np.arange(heads)
+    queries = len(slab.queries)
+    threads = torch.get_num_threads()
+    least_rows = _least_rows(allocator.head_dim, threads, device.type)
+    least_tiles = -(-threads // kv_heads)
+    shapes = []
+    rows = 1
+    lanes = -(-(slab.pieces + 1) // _LANES) * _LANES
+    pieces_of = np.zeros((queries, heads, lanes), np.int64)
+    for batch in slab.batches:
+        tile_queries = batch.queries.shape[1]
+        query_rows = max(group, -(-least_rows // tile_queries))
+        n = max(len(batch.queries), least_tiles)
+        shapes.append((n, query_rows))
+        first = rows + (batch.tile * kv_heads * tile_queries + batch.place) * query_rows
+        at = first[:, None] + head // group * tile_queries * query_rows + head % group
+        pieces_of[batch.query, :, 1 + batch.piece] = at
+        rows += n * kv_heads * tile_queries * query_rows
+    # Each begins its own memory, where no other slab's pieces come to lie on entry 0.
+    means = allocator.scratch("means", rows, allocator.head_dim)
+    largest, peaks = (allocator.scratch(name, rows) for name in ("largest", "peaks"))
+    means[0], largest[0], peaks[0] = 0, -torch.inf, 1
+    batches: list[Batch] = []
+    row = 1
+    for batch, (n, query_rows) in zip(slab.batches, shapes, strict=True):
+        for part in _batches(batch, n, least_tiles, query_rows, allocator, heads, (means, largest, peaks), row):
+            batches.append(part)
+            row += part.queries.shape[0] * part.queries.shape[1]
+    return Slab(
+        queries=None if in_order else _tensor(slab.queries, device),
+        batches=tuple(batches),
+        pieces=slab.pieces,
+        means=means,
+        largest=largest,
+        peaks=peaks,
+        logs=allocator.scratch("logs", rows),
+        first=_tensor(pieces_of[:, :, 1].reshape(-1), device),
+        pieces_of=_tensor(pieces_of.reshape(-1), device),
+        bags=torch.arange(0, pieces_of.size, lanes, device=device),
+        shares=allocator.scratch("shares", pieces_of.size),
+    )
+
+
+def _batches(
+    batch: TileBatch,
+    n: int,
+    least_tiles: int,
+    query_rows: int,
+    allocator: PhysicalKVAllocator,
+    heads: int,
+    results: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    row: int,
+) -> Iterator[Batch]:
+    """The tiles, repeated up to `n`, in parts that stay cached. Rows past a query's last head repeat that head.
+
+    `results`: means, largest and peaks of the slab; those of the tiles begin at `row`.
+    """
+    kv_heads, dim, device = allocator.num_kv_heads, allocator.head_dim, allocator.device
+    tile_queries = batch.queries.shape[1]
+    queries, slots = (np.resize(a, (n, a.shape[1])) for a in (batch.queries, batch.slots))
+    seen = np.resize(batch.seen, n)
+    group = heads // kv_heads
+    head = np.arange(kv_heads)[:, None] * group + np.minimum(np.arange(query_rows), group - 1)  # [Hk, rows]
+    q_rows = queries[:, None, :, None] * heads + head[:, None, :]  # [n, Hk, R, rows]
+    by_token = allocator.dtype != torch.float32  # the conversion puts the heads of a token apart
+    k_rows = slots if by_token else slots[:, None, :] * kv_heads + np.arange(kv_heads)[:, None]  # [n, C], [n, Hk, C]
+    to_v = allocator.k_cache.numel() // dim // (kv_heads if by_token else 1)
+    masked = len(batch.hidden)
+    hidden = torch.zeros(batch.hidden.shape).masked_fill_(torch.from_numpy(batch.hidden), -torch.inf)
+    hidden = hidden[:, None, :, None].to(device)
+    m = tile_queries * query_rows
+    step = _key_step(dim, torch.get_num_threads(), device.type)
+    tile_bytes = kv_heads * 4 * 2 * (CHUNK * dim + m * (CHUNK + dim))
+    parts = max(n // max(_BATCH_BYTES // tile_bytes, least_tiles, 1), 1)
+    before: np.ndarray | None = None
+    for part in range(parts):
+        # The first parts are the longer ones, so that those after them may find their queries in place.
+        lo, hi = -(-n * part // parts), -(-n * (part + 1) // parts)
+        asks = q_rows[lo:hi].reshape(-1)
+        in_place = before is not None and np.array_equal(before[: len(asks)], asks)
+        if not in_place:
+            before = asks
+        keys = -(-int(seen[lo:hi].max()) // step) * step
+        count = (hi - lo) * kv_heads
+        kv_rows = k_rows[lo:hi, ..., :keys]
+        q = allocator.scratch("q", count * m, dim)
+        width = kv_heads * dim if by_token else dim
+        stored = allocator.scratch("stored", 2 * kv_rows.size, width, dtype=allocator.dtype)
+        gathered, exact = stored, None
+        if by_token:
+            gathered = allocator.scratch("exact", 2, hi - lo, kv_heads, keys, dim)
+            exact = gathered, stored.view(2, hi - lo, keys, kv_heads, dim).transpose(2, 3)
+        k, v = gathered.view(2, count, keys, dim)
+        scores = allocator.scratch("scores", count, m, keys)
+        mask = hidden[lo:hi, ..., :keys] if lo < masked else None
+        end = row + count * m
+        means, largest, peaks = (a[row:end].view(count, m, *a.shape[1:]) for a in results)
+        yield Batch(
+            q_rows=None if in_place else _tensor(asks, device),
+            kv_rows=_tensor(np.stack((kv_rows, kv_rows + to_v)).reshape(-1), device),
+            hidden=mask,
+            q=q,
+            queries=q.view(count, m, dim),
+            stored=stored,
+            exact=exact,
+            keys=k.transpose(1, 2),
+            values=v,
+            scores=scores,
+            masked=scores.view(hi - lo, kv_heads, tile_queries, query_rows, keys)[: 0 if mask is None else len(mask)],
+            largest=largest,
+            peaks=peaks,
+            means=means,
+            shape=(hi - lo, kv_heads, tile_queries, query_rows),
+        )
+        row = end
+
+
+def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+@lru_cache
+def _least_rows(dim: int, threads: int, device: str) -> int:
+    """The fewest rows from which on the rows of `torch.bmm` do not depend on how many rows and matrices there are.
+
+    Fewer rows take other code (one row is a matrix-vector product), which sums in another order. Found by trial for
+    this head dim and number of threads, with at least as many matrices as threads: of fewer, threads would share one.
+    32 if no count passes.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def random(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(threads + 1, rows, columns, generator=generator).to(device)
+
+    products = [(random(128, dim), random(CHUNK, dim).transpose(1, 2)), (random(128, CHUNK), random(CHUNK, dim))]
+    wholes = [torch.bmm(left, right) for left, right in products]
+    for least in (4, 8, 16):
+        if all(
+            torch.equal(torch.bmm(left[:n, first : first + rows], right[:n]), whole[:n, first : first + rows])
+            for (left, right), whole in zip(products, wholes, strict=True)
+            for rows in (least, least + 1, 2 * least - 1, 2 * least, 3 * least, 64)
+            for first in (0, 5)
+            for n in (threads, threads + 1)
+        ):
+            return least
+    return 32
+
+
+@lru_cache
+def _key_step(dim: int, threads: int, device: str) -> int:
+    """A chunk of which only the first keys are seen may end after a multiple of this many: `_LANES` where a trial gives
+    the same bits as for the whole chunk, else `CHUNK`."""
+    generator = torch.Generator().manual_seed(0)
+    least = _least_rows(dim, threads, device)
+
+    def random(rows: int) -> torch.Tensor:
+        return torch.randn(threads + 1, rows, dim, generator=generator).to(device)
+
+    k, v = random(CHUNK), random(CHUNK)
+    for rows in (least, 3 * least, 64):
+        q = random(rows)
+        for keys in range(_LANES, CHUNK, _LANES):
+            whole = torch.bmm(q, k.transpose(1, 2))
+            part = torch.bmm(q, k[:, :keys].contiguous().transpose(1, 2))
+            same = torch.equal(part, whole[..., :keys])
+            whole[..., keys - 3 :] = part[..., keys - 3 :] = -torch.inf
+            whole, part = torch.softmax(whole, 2), torch.softmax(part, 2)
+            same &= torch.equal(part, whole[..., :keys])
+            if not same or not torch.equal(torch.bmm(part, v[:, :keys].contiguous()), torch.bmm(whole, v)):
+                return CHUNK
+    return _LANES
