@@ -139,6 +139,8 @@ class Tick:
     """Nodes whose KV was given up since the last tick. It is recomputed where they are expanded again."""
     recomputed_tokens: int = 0
     """Read again so far, because their KV had been evicted."""
+    restored_tokens: int = 0
+    """Copied back so far, from where evicted KV was kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,8 @@ class Ended:
     """What the branches of the most crowded moment would have held without sharing."""
     recomputed_tokens: int = 0
     """Tokens that were read again, because their KV had been evicted."""
+    restored_tokens: int = 0
+    """Tokens whose evicted KV was copied back instead."""
 
 
 Event = RunStarted | NodeAdded | Selected | Backup | Pruned | Tick | Resumed | Ended

@@ -1,4 +1,4 @@
-"""Families: so many distinct children of a node, sampled in rounds until there are enough."""
+"""Families: so many distinct children of a node, sampled until there are enough."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Family:
         """Samples to ask for: the children that lack, while tries are left and the model has more to say."""
         if self.node.covered:
             return 0
-        return max(0, min(self.wanted - len(self.children), self.limit - self.tried))
+        return max(0, min(self.wanted - len(self.children) - self.waiting, self.limit - self.tried))
 
 
 class Families:
@@ -59,13 +59,12 @@ class Families:
         return [self._queue.popleft() for _ in range(min(room, len(self._queue)))]
 
     def tell(self, tree: SearchTree, expand: Expand, node: Node) -> Family | None:
-        """Count a result; returns its family when that is complete. After the results of a round, what lacks is asked
-        for in the next one; so duplicates are replaced while tries are left."""
+        """Count a result; returns its family when that is complete. Duplicates are replaced while tries are left."""
         family = self._open[expand.parent]
         family.waiting -= 1
         if node.id == expand.id:
             family.children.append(node)
-        if not family.waiting:
+        if self._children.distinct or not family.waiting:
             self._sample(tree, family)
         if family.waiting:
             return None
@@ -73,7 +72,9 @@ class Families:
         return family
 
     def _sample(self, tree: SearchTree, family: Family) -> None:
-        more = self._children.at_once(family.node, family.missing())
-        family.tried += more
-        family.waiting += more
-        self._queue.extend(self._children.want(tree, family.node) for _ in range(more))
+        for _ in range(family.missing()):
+            if not self._children.ready(tree, family.node):
+                break
+            family.tried += 1
+            family.waiting += 1
+            self._queue.append(self._children.want(tree, family.node))

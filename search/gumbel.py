@@ -68,7 +68,7 @@ class Gumbel(Walks):
     seed: int | None = option(None, "of the draws; default that of the run, else 0")
 
     def __post_init__(self) -> None:
-        super().__init__(spread=False)  # the order of its children is to be that of samples without replacement
+        super().__init__(free=1.0)  # the order of its children is to be that of samples without replacement
         self._families = Families(self.oversample, self._children)
         self._parent: Node | None = None
         """The end of the path that is decided so far, whose child is to be chosen; None before the first request."""

@@ -75,6 +75,8 @@ class KVStats:
     bytes_used: int = 0
     """Of this tree alone, where several share the pool."""
     recomputed_tokens: int = 0
+    restored_tokens: int = 0
+    """Copied back from elsewhere instead."""
     """Tokens of this tree that were read again, because their KV had been evicted."""
 
 

@@ -383,6 +383,7 @@ class _Run:
             growing=self.watch.gained(),
             evicted=self.watch.evicted(),
             recomputed_tokens=kv.recomputed_tokens,
+            restored_tokens=kv.restored_tokens,
         )
 
     def _ended(self, reason: str, best: Node | None) -> Ended:
@@ -408,6 +409,7 @@ class _Run:
             kv_peak_bytes=kv.peak_bytes,
             kv_unshared_peak_bytes=kv.unshared_peak_bytes,
             recomputed_tokens=kv.recomputed_tokens,
+            restored_tokens=kv.restored_tokens,
         )
 
 

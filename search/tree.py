@@ -157,6 +157,8 @@ class SearchTree:
         self.states: dict[str, Node] = {}
         """The first node of each state that the task can name."""
         self.journal: list[Event] = []
+        self.blind = False
+        """Whether the generator does not tell where its tokens lie."""
 
     def __getitem__(self, node_id: str) -> Node:
         return self.nodes[node_id]
@@ -180,7 +182,7 @@ class SearchTree:
             expand = Expand(node.id, node.asked, greedy)
         else:
             node.lines = lines
-            expand = Expand(node.id, node.asked, greedy, *lines.draw(alone=not node.pending))
+            expand = Expand(node.id, node.asked, greedy, *lines.draw(node.asked))
         node.asked += 1
         node.pending += 1
         return expand
@@ -230,6 +232,7 @@ class SearchTree:
 
     def learn(self, step: Step) -> bool:
         """Take in the line of a finished step where its parent remembers them; whether it is known to be new."""
+        self.blind = not step.intervals
         lines = self.nodes[step.parent].lines
         return lines is not None and lines.add(step)
 

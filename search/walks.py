@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .children import Children
+from .children import FREE, Children
 from .closing import close, exhausted
 from .protocols import Expand
 from .tree import Node, SearchTree
@@ -38,8 +38,8 @@ class Walks:
     max_duplicates: int
     seed: int | None
 
-    def __init__(self, *, spread: bool = True) -> None:
-        self._children = Children(distinct=self.distinct, seed=self.seed, spread=spread)
+    def __init__(self, *, free: float = FREE) -> None:
+        self._children = Children(distinct=self.distinct, seed=self.seed, free=free)
         self._running: deque[Walk] = deque()
         """In the order of the steps that they wait for, which is the order in which those are told."""
         self._queue: deque[Expand] = deque()
@@ -98,7 +98,7 @@ class Walks:
         """Walk on from `walk.node` to a node that gets a new child. False where all that is left below is under way
         already: then the walk ends without a visit."""
         node = walk.node
-        while exhausted(node, self.max_duplicates) or not self._widens(node):
+        while not self._samples(tree, node):
             child = self._select(node)
             if child is None:
                 unvisit(node)
@@ -109,6 +109,12 @@ class Walks:
         self._queue.append(self._children.want(tree, node))
         self._running.append(walk)
         return True
+
+    def _samples(self, tree: SearchTree, node: Node) -> bool:
+        """Whether the walk gets a new child of `node`. It does not where those under way leave too little unseen."""
+        if exhausted(node, self.max_duplicates) or not self._children.ready(tree, node):
+            return False
+        return self._widens(node)
 
     def _follow(self, tree: SearchTree, walk: Walk, same: Node) -> None:
         """The sample equals the node `same`: go on from there, or, with nothing left there, from the parent again."""

@@ -126,6 +126,57 @@ class FakeModel:
 
 
 @dataclass
+class PlacedModel(FakeModel):
+    """A FakeModel that tells where its tokens lie, and follows a request that names a place. A letter has two tokens:
+    its group, of two letters, and itself."""
+
+    requests: dict[Expand, Expand] = field(default_factory=dict)
+    drawn: list[str] = field(default_factory=list)
+    """Every path, as it was drawn."""
+
+    def submit(self, expand: Expand) -> None:
+        super().submit(expand)
+        self.requests[expand] = expand
+
+    def step(self, expand: Expand) -> Step:
+        request, path = self.requests[expand], self.texts[expand.parent]
+        odds = self.odds(path)
+        groups = [sum(odds[place : place + 2]) for place in range(0, len(odds), 2)]
+        group, first = self.token(request, 0, groups)
+        letter, second = self.token(request, 1, [share / groups[group] for share in odds[2 * group : 2 * group + 2]])
+        text = chr(97 + 2 * group + letter)
+        self.drawn.append(path + text)
+        return Step(
+            expand.parent,
+            expand.ordinal,
+            text,
+            2,
+            math.log(odds[2 * group + letter]),
+            "end" if self.ends(path + text) else "step",
+            self.reward(path + text),
+            ids=(group, letter),
+            intervals=(*first, *second),
+        )
+
+    def restore(self, step: Step) -> None:
+        name = child_id(step.parent, step.ordinal)
+        self.held[name] = self.texts[name] = self.texts[step.parent] + step.text
+
+    def token(self, request: Expand, place: int, odds: list[float]) -> tuple[int, tuple[float, float]]:
+        """A token and its edges, (0, 0) where it was asked for by name."""
+        if place < len(request.prefix):
+            return request.prefix[place], (0.0, 0.0)
+        named = request.uniform if place == len(request.prefix) else None
+        number = unit(self.seed, "draw", request, place) if named is None else named
+        low = 0.0
+        for token, share in enumerate(odds):
+            if number < low + share or token == len(odds) - 1:
+                return token, (round(low, 7), round(min(low + share, 1.0), 7))
+            low += share
+        raise AssertionError
+
+
+@dataclass
 class ScriptedModel(FakeModel):
     """Paths go on as written: child `i` of a path is letter `i` of its line, again from the start when they run out.
 
@@ -189,6 +240,11 @@ def fake_model() -> type[FakeModel]:
 @pytest.fixture
 def scripted_model() -> type[ScriptedModel]:
     return ScriptedModel
+
+
+@pytest.fixture(scope="session")
+def placed_model() -> type[PlacedModel]:
+    return PlacedModel
 
 
 @pytest.fixture

@@ -177,7 +177,7 @@ def test_finished_steps_that_wait_for_an_earlier_one_still_count_at_the_end(sear
     settings = {"interrupted": lambda: next(polls) > 5} if reason == "interrupted" else {}
     if reason == "memory":
         model.poll = full
-    found = search("beam", model, options={"width": 4, "keep": 2}, **settings)
+    found = search("beam", model, options={"width": 4, "keep": 2, "distinct": False}, **settings)
     assert [node.id for node in found.nodes()] == ["0.1", "0.2", "0.3"]
     assert (found.end.reason, found.end.answer) == (reason, "c")
 
