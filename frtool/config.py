@@ -78,6 +78,8 @@ class SearchConfig:
     """Bytes for the KV pool; None takes a share of the memory that is free."""
     block_size: int | None = None
     """Tokens of a KV block; None leaves it to the engine."""
+    swap_space: int | None = None
+    """Bytes of host memory for KV that leaves the pool; None leaves it to the engine, 0 keeps none."""
     compile: bool = False
     """Compile the dense part of the model, on a GPU."""
     offline: bool = False
@@ -125,6 +127,8 @@ class SearchConfig:
             raise UsageError(f"--min-p is {self.min_p:g}, but must lie in 0 to 1")
         if self.top_k < 0:
             raise UsageError(f"--top-k is {self.top_k}, but must be 0 (all tokens) or more")
+        if self.swap_space is not None and self.swap_space < 0:
+            raise UsageError(f"--swap-space is {self.swap_space}, but must be 0 (none) or more")
         if not -(2**63) <= self.seed < 2**63:
             raise UsageError(f"--seed is {self.seed}, but must fit into 64 bits")
         if self.delimiter == "":

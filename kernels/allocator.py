@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from .ledger import BlockLedger, Branch, OutOfBlocks, UnknownBranch
@@ -73,10 +74,10 @@ class PhysicalKVAllocator(BlockLedger):
             self.kv_cache = torch.zeros(shape, dtype=dtype, device=self.device)
         self.k_cache, self.v_cache = self.kv_cache.unbind(0)
         self._slot_view = self.kv_cache.view(2, num_layers, num_blocks * block_size, num_kv_heads, head_dim)
-        self.block_bytes = self.kv_cache.element_size() * self.kv_cache.numel() // num_blocks
         tokens = self.kv_cache.view(-1, num_kv_heads * head_dim)
         self._tokens_from = [tokens[layer * num_blocks * block_size :] for layer in range(num_layers)]
         self._heads_from = [rows.view(-1, head_dim) for rows in self._tokens_from]
+        self.block_bytes = self.kv_cache.element_size() * self.kv_cache.numel() // num_blocks
 
         self._scratch: dict[str, torch.Tensor] = {}
 
@@ -98,13 +99,21 @@ class PhysicalKVAllocator(BlockLedger):
         self._slot_view[0, layer].index_copy_(0, slots, k.to(self.dtype))
         self._slot_view[1, layer].index_copy_(0, slots, v.to(self.dtype))
 
-    def scratch(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     def rows_from(self, layer: int, *, by_token: bool) -> torch.Tensor:
         """The cache from the K of a layer on, in rows: a view `[rows, head_dim]`, (slot, head) after (slot, head), or
         `by_token` `[rows, num_kv_heads * head_dim]`, slot after slot. The V of a token lies as many rows after its K as
         all K's take."""
         return self._tokens_from[layer] if by_token else self._heads_from[layer]
 
+    def read_slots(self, slots: np.ndarray) -> torch.Tensor:
+        """A copy of K and V at int64 `slots` `[T]`: `[2, num_layers, T, num_kv_heads, head_dim]`, on the device."""
+        return self._slot_view.index_select(2, torch.from_numpy(slots).to(self.device))
+
+    def write_slots(self, slots: np.ndarray, kv: torch.Tensor) -> None:
+        """Store what `read_slots` gave at other slots."""
+        self._slot_view.index_copy_(2, torch.from_numpy(slots).to(self.device), kv)
+
+    def scratch(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Uninitialised working memory on the pool's device, kept and reused under this name, so that a backend does
         not pay for fresh pages at every call. Valid until the next call with the same name."""
         numel = math.prod(shape)

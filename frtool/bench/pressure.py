@@ -1,5 +1,5 @@
-"""A search in a KV pool that holds a part of its tree, against the same search with room: the tree, what is read again,
-and the time.
+"""A search in a KV pool that holds a part of its tree, against the same search with room: the tree, what is read again
+or copied back from host memory, and the time.
 
 `python -m frtool.bench.pressure --output FILE.json`, on the embedded model; `--help` lists the rest.
 """
@@ -44,6 +44,8 @@ class PressureRow:
     sampled_tokens: int
     recomputed_tokens: int
     """In the tight pool."""
+    restored_tokens: int
+    """Copied back from host memory instead."""
     seconds_roomy: float
     seconds_tight: float
 
@@ -75,6 +77,7 @@ def run_pressure_benchmark(
                 same_answer=roomy.ended.answer == tight.ended.answer and roomy.ended.best == tight.ended.best,
                 sampled_tokens=roomy.ended.policy_tokens,
                 recomputed_tokens=tight.ended.recomputed_tokens,
+                restored_tokens=tight.ended.restored_tokens,
                 seconds_roomy=seconds,
                 seconds_tight=tight_seconds,
             )

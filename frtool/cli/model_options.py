@@ -59,6 +59,15 @@ KvMemoryOption = Annotated[
     str | None,
     typer.Option("--kv-memory", metavar="SIZE", help="Of the KV cache, such as 2GiB.", rich_help_panel=ENGINE_PANEL),
 ]
+SwapSpaceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--swap-space",
+        metavar="SIZE",
+        help="Host memory for KV that a full cache gives up; default on a GPU: where it pays.",
+        rich_help_panel=ENGINE_PANEL,
+    ),
+]
 CompileOption = Annotated[
     bool, typer.Option("--compile", help="Compile the model's dense part (GPU).", rich_help_panel=ENGINE_PANEL)
 ]

@@ -40,8 +40,9 @@ def result_record(model: TreeModel) -> dict[str, Any]:
             "prompt": ended.prompt_tokens,
             "policy": ended.policy_tokens,
             "scorer": ended.scorer_tokens,
-            "reused": max(0, model.reused - ended.recomputed_tokens),
+            "reused": max(0, model.reused - ended.recomputed_tokens - ended.restored_tokens),
             "recomputed": ended.recomputed_tokens,
+            "restored": ended.restored_tokens,
         },
         "seconds": ended.seconds,
         "kv": {

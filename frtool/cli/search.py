@@ -24,6 +24,7 @@ from .model_options import (
     MinPOption,
     ModelOption,
     OfflineOption,
+    SwapSpaceOption,
     SystemOption,
     TemperatureOption,
     TopKOption,
@@ -164,6 +165,7 @@ def search(
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
     kv_memory: KvMemoryOption = None,
+    swap_space: SwapSpaceOption = None,
     block_size: Annotated[
         int | None, typer.Option("--block-size", help="Tokens of a KV block.", rich_help_panel=ENGINE_PANEL)
     ] = None,
@@ -252,6 +254,7 @@ def search(
             device=device,
             dtype=dtype,
             kv_memory=None if kv_memory is None else size(kv_memory, "--kv-memory"),
+            swap_space=None if swap_space is None else size(swap_space, "--swap-space"),
             block_size=block_size,
             compile=compile,
             offline=offline,

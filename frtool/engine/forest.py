@@ -24,6 +24,7 @@ from .prefill import read_prompt
 from .rows import Kept, Row
 from .shortage import shortage, told_as_shortage
 from .steps import Detokenizer
+from .swap import HostMemory
 
 if TYPE_CHECKING:
     from frtool.models.load import LoadedModel
@@ -42,7 +43,8 @@ class Forest:
     numbers depend on the others in the batch. Roots whose prompts begin alike share the KV of what is alike.
 
     When blocks run out, kept nodes are evicted, those of the youngest root first and of these the longest unused, and
-    recomputed when they are next expanded; then the youngest rows go back to the queue, where they keep their tokens.
+    recomputed, or copied back from host memory, when they are next expanded; then the youngest rows go back to the
+    queue, where they keep their tokens.
     After an exception from `poll` only what frees works.
     """
 
@@ -59,6 +61,7 @@ class Forest:
         self.query = [loaded.reward_tokens.query] if options.read_rewards and loaded.reward_tokens else []
         self.detokenizer = Detokenizer(loaded.tokenizer)
         self.allocator = make_pool(loaded, prompt_tokens, options)
+        self.swap = HostMemory(loaded, self.allocator, options.swap_space)
         self.on_prefill: Callable[[int], None] | None = None
         """Told how many tokens of a prompt are read, chunk by chunk."""
         self.roots: list[Root] = []
@@ -180,7 +183,7 @@ class Forest:
     def put_back(self, row: Row) -> None:
         """Take a row out of the batch and let it join again later, with the tokens that it has."""
         self.rows = [other for other in self.rows if other is not row]
-        row.root.holdings.unbind(row)
+        row.root.holdings.put_back(row)
         self.waiting.appendleft(row)
 
     def evict(self, blocks: int) -> bool:
@@ -280,7 +283,7 @@ class Forest:
         self.rows = list(self._flight.growing)
         for row, tokens in feeds:
             if not row.fed:  # but for its newest token, all of it was in KV once
-                row.root.recomputed_tokens += len(tokens) - 1 - (query if row.finish is not None else 0)
+                row.root.recomputed_tokens += len(row.prefix) + max(len(row.tokens) - 1, 0)
             row.fed += len(tokens)
             if query and row.finish is not None:
                 row.fed -= 1

@@ -40,6 +40,8 @@ class EngineOptions:
     than the prompt and these. A search that needs more loses no more than time, because idle nodes are evicted."""
     block_size: int | None = None
     """Tokens of a KV block. None: 16 on a GPU; 4 elsewhere, where small blocks cost no time and forks copy less."""
+    swap_space: int | None = None
+    """Bytes of host memory for the KV of evicted nodes; 0 recomputes it. None: see `swap.HostMemory`."""
     prefill_chunk: int = 512
     """Prompt tokens in one forward pass."""
     read_rewards: bool = False
@@ -65,6 +67,8 @@ class EngineOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.swap_space is not None and self.swap_space < 0:
+            raise ValueError(f"swap_space must not be negative, not {self.swap_space}")
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be finite and not negative, not {self.temperature}")
         if not 0 < self.top_p <= 1:
@@ -98,6 +102,7 @@ class EngineOptions:
             kv_memory=config.kv_memory,
             expected_tokens=_expected_tokens(config),
             block_size=config.block_size,
+            swap_space=config.swap_space,
             read_rewards=reads_rewards,
             compile=config.compile,
         )

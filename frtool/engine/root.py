@@ -51,7 +51,7 @@ class Root:
         forest.check_room(self.prompt_tokens)
         if options.max_path_tokens is not None:
             self.max_length = min(self.max_length, self.prompt_tokens + options.max_path_tokens)
-        self.holdings = Holdings(forest.allocator)
+        self.holdings = Holdings(forest.allocator, forest.swap)
         self.open: dict[tuple[str, int], Row] = {}
         """Submitted, not finished yet."""
         self._finished: list[Row] = []
@@ -128,6 +128,7 @@ class Root:
             tail=row.text.tail,
             logits=logits,
             branch_id=row.branch_id,
+            host=row.host,
         )
 
     def restore(self, step: Step) -> None:
@@ -184,7 +185,7 @@ class Root:
         self.forest.uproot(self)
 
     def kv(self) -> KVStats:
-        """Of the whole forest, but for `bytes_used` and `recomputed_tokens`."""
+        """Of the whole forest, but for `bytes_used`, `recomputed_tokens` and `restored_tokens`."""
         stats = self.forest.allocator.stats()
         return KVStats(
             blocks_used=stats.blocks_used,
@@ -198,6 +199,7 @@ class Root:
             frees=stats.frees,
             bytes_used=stats.bytes_used if len(self.forest.roots) == 1 else self._bytes_used(),
             recomputed_tokens=self.recomputed_tokens,
+            restored_tokens=self.holdings.restored_tokens,
         )
 
     def _bytes_used(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +11,7 @@ from .steps import StepText
 
 if TYPE_CHECKING:
     from .root import Root
+    from .swap import HostCopy
 
 
 @dataclass(slots=True, eq=False)
@@ -34,15 +34,17 @@ class Kept:
     """What the scorer thinks of it."""
     unread: bool = False
     """It was grown in another process: neither its logits nor its KV are here yet."""
+    host: HostCopy | None = None
+    """Of its own tokens, while it is evicted."""
 
-    def anchor(self) -> tuple[Kept | None, list[int]]:
-        """The nearest node up the path whose KV is there, None when there is none, and the tokens below it."""
-        missing: list[list[int]] = []
+    def anchor(self) -> tuple[Kept | None, list[Kept]]:
+        """The nearest node up the path whose KV is there, None when there is none, and the nodes below it."""
+        missing: list[Kept] = []
         node: Kept | None = self
         while node is not None and node.branch_id is None:
-            missing.append(node.tokens)
+            missing.append(node)
             node = node.parent
-        return node, list(chain.from_iterable(reversed(missing)))
+        return node, missing[::-1]
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +79,8 @@ class Row:
     """Tokens of the path above that were not in KV when the row got its branch."""
     fed: int = 0
     """How many of `prefix` and `tokens` are in KV."""
+    host: HostCopy | None = None
+    """Of its tokens, while it waits or when it was evicted as a finished step."""
     struck: bool = False
     """Nobody wants it any more; what a pass under way gives for it is not read."""
 

@@ -52,6 +52,7 @@ class Settings(TypedDict, total=False):
     dtype: str
     kv_memory: int
     block_size: int
+    swap_space: int
     compile: bool
     offline: bool
     trust_remote_code: bool

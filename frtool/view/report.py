@@ -89,8 +89,9 @@ def _growth(model: TreeModel, glyphs: Glyphs) -> Text:
     assert ended is not None
     finished = f"{ended.terminals:,} finished " + ("path" if ended.terminals == 1 else "paths")
     line = Text(f"{model.steps:,} steps{glyphs.dot}{ended.nodes:,} nodes{glyphs.dot}{finished}")
-    reused = model.reused - ended.recomputed_tokens
+    reused = model.reused - ended.recomputed_tokens - ended.restored_tokens
     line.append(f"{glyphs.dot}{reused:,} tokens reused" if reused > 0 else "")
+    line.append(f", {ended.restored_tokens:,} copied back" if ended.restored_tokens else "")
     return line.append(f", {ended.recomputed_tokens:,} read again" if ended.recomputed_tokens else "")
 
 

@@ -65,6 +65,7 @@ SEARCH: dict[str, list[str]] = {
     "unknown dtype": [PUZZLE, "--dtype", "int3"],
     "unknown device": [PUZZLE, "--device", "abacus"],
     "no size": [PUZZLE, "--kv-memory", "lots"],
+    "no size of host memory": [PUZZLE, "--swap-space", "-1"],
     "pool too small": [PUZZLE, "--kv-memory", "1"],
     "no such model": [PUZZLE, "--model", "./none"],
     "no model in the folder": [PUZZLE, "--model", "folder"],

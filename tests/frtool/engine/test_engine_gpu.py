@@ -50,3 +50,36 @@ def test_a_full_pool_leaves_nothing_behind(loaded: LoadedModel, drive: Drive) ->
     driver.grow(width=6, depth=3)
     driver.release_all()
     assert driver.engine.allocator.free_blocks == 16
+
+
+def test_kv_that_comes_back_from_host_memory_is_what_left(loaded: LoadedModel, drive: Drive) -> None:
+    driver = drive(loaded, delimiter="e", swap_space=1 << 30)
+    driver.grow(width=4, depth=2)
+    engine = driver.engine
+    allocator, kept = engine.allocator, engine.holdings.kept
+
+    def values(name: str) -> torch.Tensor:
+        return allocator.read_slots(allocator.slots(kept[name].branch_id))
+
+    deep = [name for name, step in driver.steps.items() if name.count(".") == 2 and step.finish == "step"]
+    before = {name: values(name) for name in deep}
+    assert engine.forest.evict(allocator.num_blocks)
+    assert all(kept[name].branch_id is None for name in deep)
+    for name in deep:
+        driver.submit(name, 0)
+    driver.poll()  # its pass overwrites blocks that were freed a moment ago
+    assert all(values(name).equal(before[name]) for name in deep)
+    assert engine.kv().recomputed_tokens == 0
+    assert engine.kv().restored_tokens > 0
+
+
+@pytest.mark.parametrize("pipeline", [False, True])
+def test_a_search_whose_kv_goes_to_host_memory_ends_clean(loaded: LoadedModel, drive: Drive, pipeline: bool) -> None:
+    options = {"prompt": "make 24 from 1 2\n", "delimiter": "e", "read_rewards": True, "pipeline": pipeline}
+    driver = drive(loaded, num_blocks=16, swap_space=1 << 30, **options)
+    steps = driver.grow(width=6, depth=3)
+    assert len(steps) >= 12
+    assert driver.engine.kv().restored_tokens > 0
+    driver.release_all()
+    assert driver.engine.allocator.free_blocks == 16
+    assert driver.engine.forest.swap.used == 0

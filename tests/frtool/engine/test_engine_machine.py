@@ -65,7 +65,9 @@ class EngineMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.forest = Forest(self.loaded, EngineOptions(batch=4, num_blocks=BLOCKS, read_rewards=True, **_OPTIONS))
+        self.forest = Forest(
+            self.loaded, EngineOptions(batch=4, num_blocks=BLOCKS, swap_space=1 << 14, read_rewards=True, **_OPTIONS)
+        )
         self.plants: list[Plant] = []
 
     def plant(self, data: st.DataObject) -> Plant:

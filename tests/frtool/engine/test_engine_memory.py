@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from frtool.engine.swap import worth_a_copy
 from frtool.models.load import LoadedModel
 from frtool.search.protocols import OutOfMemory
 
@@ -118,20 +119,25 @@ def grow_all(driver: Any) -> dict[str, Any]:
     return driver.steps
 
 
+@pytest.mark.parametrize("swap", [0, 8000, 1 << 30], ids=["recompute", "a little host memory", "host memory"])
 @pytest.mark.parametrize("blocks", [12, 16, 24])
 @pytest.mark.parametrize("reads", [False, True])
 def test_a_full_pool_evicts_and_recomputes_and_changes_no_step(
-    tiny: LoadedModel, drive: Drive, blocks: int, reads: bool
+    tiny: LoadedModel, drive: Drive, blocks: int, reads: bool, swap: int
 ) -> None:
     options = {"delimiter": "e", "prompt": "make 24 from 1 2\n", "read_rewards": reads, "max_step_tokens": 20}
     roomy = grow_all(drive(tiny, num_blocks=4000, **options))
-    driver = drive(tiny, num_blocks=blocks, **options)
+    driver = drive(tiny, num_blocks=blocks, swap_space=swap, **options)
     tight = grow_all(driver)
     assert len(roomy) > 60
     assert tight == roomy
-    assert driver.engine.kv().peak_blocks <= blocks
+    kv = driver.engine.kv()
+    assert kv.peak_blocks <= blocks
+    assert (kv.restored_tokens > 0) == (swap > 0)
+    assert 0 <= driver.engine.forest.swap.used <= swap
     driver.release_all()
     assert driver.engine.allocator.free_blocks == blocks
+    assert driver.engine.forest.swap.used == 0
 
 
 def test_sampled_tokens_are_counted_once_though_rows_are_put_back(tiny: LoadedModel, drive: Drive) -> None:
@@ -143,6 +149,43 @@ def test_sampled_tokens_are_counted_once_though_rows_are_put_back(tiny: LoadedMo
         driver.finish()
         counts.append((driver.engine.policy_tokens, driver.steps))
     assert counts[0] == counts[1]
+
+
+def test_kv_that_comes_back_is_what_left(tiny: LoadedModel, drive: Drive) -> None:
+    driver = drive(tiny, delimiter="e", swap_space=1 << 30)
+    driver.grow(width=3, depth=2)
+    engine = driver.engine
+    allocator, kept = engine.allocator, engine.holdings.kept
+
+    def values(name: str) -> Any:
+        return allocator.read_slots(allocator.slots(kept[name].branch_id))
+
+    deep = [name for name, step in driver.steps.items() if name.count(".") == 2 and step.finish == "step"]
+    before = {name: values(name) for name in deep}
+    assert engine.forest.evict(allocator.num_blocks)
+    assert all(kept[name].branch_id is None for name in deep)
+    for name in deep:
+        driver.submit(name, 0)
+    driver.poll()
+    for name in deep:
+        assert values(name).equal(before[name])
+    assert engine.kv().recomputed_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("parameters", "token_bytes", "least"),
+    [  # Llama 3.1 8B and 3.2 1B in 16 bits, SmolLM2 135M, the embedded model
+        (8_030_000_000, 131_072, 3),
+        (1_236_000_000, 32_768, 21),
+        (135_000_000, 23_040, None),
+        (17_400_000, 3_584, None),
+    ],
+)
+def test_a_copy_pays_for_large_models_and_not_for_a_few_tokens_of_small_ones(
+    parameters: int, token_bytes: int, least: int | None
+) -> None:
+    worth = [tokens for tokens in range(1, 101) if worth_a_copy(parameters, token_bytes, tokens)]
+    assert worth == ([] if least is None else list(range(least, 101)))
 
 
 def dig(driver: Any) -> None:

@@ -30,6 +30,25 @@ def test_a_tenth_of_the_memory_gives_the_same_tree(loaded_model: Callable[..., L
     assert row.recomputed_tokens > 0
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_host_memory_in_place_of_reading_again_gives_the_same_tree(
+    loaded_model: Callable[..., LoadedModel], algorithm: str
+) -> None:
+    tiny = loaded_model(max_positions=512, sharpness=0.2)
+    options = {algorithm: ALGORITHMS[algorithm]}
+    rows = {}
+    for space in (0, 20_000, 1 << 30):
+        (rows[space],) = run_pressure_benchmark(
+            tiny, options, steps=200, part=0.1, max_step_tokens=10, max_depth=4, swap_space=space
+        )
+        assert rows[space].same_tree
+        assert rows[space].same_answer
+    none, some, plenty = rows.values()
+    assert none.restored_tokens == 0
+    assert none.recomputed_tokens > some.recomputed_tokens > plenty.recomputed_tokens
+    assert 0 < some.restored_tokens < plenty.restored_tokens
+
+
 def kept(id: str, parent: Kept | None, value: float = 0.0, *, ended: bool = False) -> Kept:
     logits: Any = None if ended else SimpleNamespace()
     return Kept(id, parent, [1], 1 if parent is None else parent.length + 1, (), logits, 0, value=value)
