@@ -222,7 +222,7 @@ def test_a_run_that_is_stopped_before_it_gets_anywhere_leaves_the_trace_as_it_wa
 
 
 def cut_trace(recorder: Recorder, settings: SearchConfig, **started: Any) -> None:
-    """A trace that ends in the middle, its first line changed."""
+    """A trace that ends at three quarters, its first line changed."""
     recorder.search(settings)
     lines = recorder.path.read_text().splitlines(keepends=True)
     first = json.loads(lines[0])
@@ -231,7 +231,7 @@ def cut_trace(recorder: Recorder, settings: SearchConfig, **started: Any) -> Non
             first[key] |= value
         else:
             first[key] = value
-    recorder.path.write_text("".join([json.dumps(first) + "\n", *lines[1 : len(lines) // 2]]))
+    recorder.path.write_text("".join([json.dumps(first) + "\n", *lines[1 : 3 * len(lines) // 4]]))
 
 
 @pytest.mark.parametrize("name", ["name", "weights", "device", "dtype", "torch", "frtool", "capability"])
@@ -245,7 +245,7 @@ def test_another_model_machine_or_version_is_refused_by_name(recorder, name):
 
 
 def test_another_configuration_is_noticed_and_the_trace_left_alone(recorder, capsys):
-    cut_trace(recorder, small_config(), config={"max_depth": 1})
+    cut_trace(recorder, small_config("mcts"), config={"max_depth": 1})
     data = recorder.path.read_bytes()
     assert frtool(["resume", str(recorder.path), "-q"]) == 1
     assert "does not go on as it was recorded" in capsys.readouterr().err
