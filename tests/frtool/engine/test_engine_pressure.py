@@ -15,7 +15,7 @@ from frtool.models.load import LoadedModel
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "mcts": {"widen": 30.0, "leaf_batch": 16},
-    "best-first": {"expand": 30, "leaf_batch": 4},
+    "best-first": {"expand": 30, "leaf_batch": 4, "distinct": False},
 }
 
 
