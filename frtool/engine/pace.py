@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 # The main thread of a pass computes or waits for the others, spinning. Where it runs for less than this share of the
 # time, other programs have its core or theirs.
 _LEAST_SHARE = 0.8
-# Seconds of passes that are judged together, and of the first pause before all threads are tried again, and the last.
+# Seconds of passes that are judged together, and how often in a row they must be found slow: a program that came and
+# went in one long pass is no reason. Then seconds of the first pause before all threads are tried again, and the last.
 _WINDOW = 0.03
+_IN_A_ROW = 2
 _FIRST_PAUSE = 1.0
 _LAST_PAUSE = 16.0
 
@@ -46,6 +48,7 @@ class Pace:
         self._retry = 0.0
         self._begin = (0.0, 0.0)
         self._wall = self._ran = 0.0
+        self._crowded = 0
 
     def __enter__(self) -> Pace:
         if self.threads < self._most and self._clock() >= self._retry:
@@ -61,19 +64,20 @@ class Pace:
         self._ran += self._running() - self._begin[1]
         if self._wall < _WINDOW:
             return
-        crowded = self._ran < _LEAST_SHARE * self._wall
+        self._crowded = self._crowded + 1 if self._ran < _LEAST_SHARE * self._wall else 0
         self._wall = self._ran = 0.0
         if self.threads == 1:
             return
-        if crowded:
+        if self._crowded >= _IN_A_ROW:
             self._retry = now + self._pause
             self._pause = min(2 * self._pause, _LAST_PAUSE)
             self._change(self.threads // 2)
-        elif self.threads == self._most:
+        elif not self._crowded and self.threads == self._most:
             self._pause = _FIRST_PAUSE
 
     def _change(self, threads: int) -> None:
         self._wall = self._ran = 0.0
+        self._crowded = 0
         self.threads = threads
         self._set(threads)
 

@@ -34,12 +34,20 @@ def test_free_cores_keep_all_threads():
     assert machine.set == []
 
 
+def test_a_program_that_comes_and_goes_within_a_pass_costs_no_threads():
+    machine = Machine(2)
+    for _ in range(10):
+        machine.run(0.2, 0.7)
+        machine.run(0.2, 1.0)
+    assert machine.set == []
+
+
 def test_a_taken_core_costs_threads_and_they_are_tried_again():
     machine = Machine(4)
-    for _ in range(4):
+    for _ in range(8):
         machine.run(0.01, 0.5)
     assert machine.set == [2]
-    for _ in range(4):
+    for _ in range(8):
         machine.run(0.01, 0.5)
     assert machine.set == [2, 1]
     machine.idle(0.5)
@@ -64,6 +72,7 @@ def test_every_failed_trial_doubles_the_pause_up_to_a_limit_and_a_good_one_ends_
     assert pauses[1:] == pytest.approx([1, 2, 4, 8, 16, 16], abs=0.2)
     machine.idle(20.0)
     machine.run(0.04, 1.0)
+    machine.run(0.04, 0.3)
     machine.run(0.04, 0.3)
     machine.idle(1.1)
     machine.run(0.04, 1.0)
