@@ -20,7 +20,7 @@ from .options import EngineOptions
 from .pace import Pace, may_change_threads
 from .pipeline import make_pipeline
 from .pool import check_blocks, make_pool
-from .prefill import read_prompt
+from .prefill import Prefill
 from .rows import Kept, Row
 from .shortage import shortage, told_as_shortage
 from .steps import Detokenizer
@@ -62,6 +62,7 @@ class Forest:
         self.detokenizer = Detokenizer(loaded.tokenizer)
         self.allocator = make_pool(loaded, prompt_tokens, options)
         self.swap = HostMemory(loaded, self.allocator, options.swap_space)
+        self._prefill = Prefill(self)
         self.on_prefill: Callable[[int], None] | None = None
         """Told how many tokens of a prompt are read, chunk by chunk."""
         self.roots: list[Root] = []
@@ -98,43 +99,33 @@ class Forest:
     @property
     def roomy(self) -> bool:
         """Whether one more root finds rows and blocks."""
-        return self.outstanding < self.capacity and 4 * self.allocator.free_blocks > self.allocator.num_blocks
+        free = self.allocator.free_blocks - self._prefill.blocks
+        return self.outstanding < self.capacity and 4 * free > self.allocator.num_blocks
 
     def check_room(self, prompt_tokens: int) -> None:
         """Raise UsageError unless the empty pool holds such a prompt and one step below it."""
         check_blocks(self.loaded, prompt_tokens, self.options, self.allocator.num_blocks, self.allocator.block_size)
 
     def plant(self, root: Root, prompt: list[int]) -> Kept:
-        """Read the prompt of a new root, as far as no other root has read the same. Raises FrtoolError for NaN,
-        OutOfMemory."""
-        size = self.allocator.block_size
-        source, alike = None, size - 1  # less than a block is not worth a copy
-        for other in self.roots:
-            if other.trunk.branch_id is not None and _alike(other.trunk.tokens, prompt) > alike:
-                source, alike = other.trunk.branch_id, _alike(other.trunk.tokens, prompt)
-        least = -(-len(prompt) // size) + 1
-        if self.allocator.free_blocks < least:
-            self.evict(least)
-        if self.allocator.free_blocks < least:
-            raise OutOfMemory(
-                f"a prompt of {len(prompt)} tokens needs {least} KV blocks, {self.allocator.free_blocks} are free"
-            )
-        if source is None:
-            branch, read = self.allocator.alloc_branch(0).branch_id, 0
-        else:
-            branch, read = self.allocator.fork(source, alike).branch_id, alike
-        node = read_prompt(root, branch, prompt, read, self.batch, self.options.prefill_chunk, self.on_prefill)
+        """Promise a new root the blocks of its prompt, which the next `read_prompts` or `poll` reads, as far as no
+        other root has read the same. Raises OutOfMemory."""
+        trunk = self._prefill.add(root, prompt)
         self.roots.append(root)
-        return node
+        return trunk
+
+    def read_prompts(self) -> None:
+        """Read all prompts that wait, together."""
+        self._prefill.read()
 
     @torch.inference_mode()
     def poll(self) -> None:
         """Read what the last forward pass gave and start the next one: each growing step gains a token. Finished steps
-        wait at their roots.
+        wait at their roots. Prompts that wait are read before.
 
         Raises OutOfMemory when not even one step fits after everything idle was evicted (more polls may succeed after
         a `release`), FrtoolError for NaN logits.
         """
+        self._prefill.read()
         self._admit()
         with told_as_shortage(f"a pass of {len(self.rows)} steps"):
             if self._pipeline is not None:
@@ -160,6 +151,7 @@ class Forest:
 
     def uproot(self, root: Root) -> None:
         """Take a root off the list, when it holds nothing any more."""
+        self._prefill.drop(root)
         self.roots = [other for other in self.roots if other is not root]
 
     # Joining
@@ -324,9 +316,3 @@ class Forest:
             else:
                 return feeds
         return []
-
-
-def _alike(first: list[int], second: list[int]) -> int:
-    """Tokens that both begin with, at least one of the second left over."""
-    most = min(len(first), len(second) - 1)
-    return next((i for i in range(most) if first[i] != second[i]), most)

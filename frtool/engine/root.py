@@ -31,8 +31,12 @@ class Root:
     more probable there than everything else together: that needs no sample and makes no empty node.
     """
 
-    def __init__(self, forest: Forest, prompt_ids: list[int], seed: int | None = None) -> None:
-        """Read the prompt. `seed` keys the sampling noise; None takes that of the forest's options.
+    def __init__(
+        self, forest: Forest, prompt_ids: list[int], seed: int | None = None, *, read_later: bool = False
+    ) -> None:
+        """Read the prompt, or leave that to the forest's next `poll`, which reads all that wait in one pass; what then
+        goes wrong, this root's own `poll` raises. `seed` keys the sampling noise; None takes that of the forest's
+        options.
 
         Raises UsageError, with the numbers and before anything is changed, for a prompt that is empty or longer than
         the model or the pool; OutOfMemory where other roots hold the blocks; FrtoolError for NaN logits.
@@ -56,8 +60,18 @@ class Root:
         """Submitted, not finished yet."""
         self._finished: list[Row] = []
         self._reviver = Reviver(self)
+        self._failure: Exception | None = None
         self.trunk = forest.plant(self, list(prompt_ids))
         self.holdings.kept[self.trunk.id] = self.trunk
+        if read_later:
+            return
+        try:
+            forest.read_prompts()
+            if self._failure is not None:
+                raise self._failure
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def outstanding(self) -> int:
@@ -72,7 +86,7 @@ class Root:
             raise ValueError(f"node {expand.parent} is not kept")
         if parent.unread:
             self._reviver.read(parent)
-        if parent.logits is None:
+        if parent.logits is None and not parent.pending:
             raise ValueError(f"the path to node {expand.parent} has ended")
         if key in self.open or key in self.holdings.done:
             raise ValueError(f"step {expand.parent}.{expand.ordinal} was submitted before")
@@ -95,7 +109,10 @@ class Root:
         self._finished.append(row)
 
     def poll(self) -> list[Step]:
-        """The steps that finished in the forest's polls since the last call."""
+        """The steps that finished in the forest's polls since the last call. Raises what kept the prompt from being
+        read."""
+        if self._failure is not None:
+            raise self._failure
         finished, self._finished = self._finished, []
         return [
             Step(
@@ -113,6 +130,12 @@ class Root:
             )
             for row in finished
         ]
+
+    def fail(self, error: Exception) -> None:
+        """The prompt cannot be read."""
+        self._failure = error
+        self.forest.forget(self)
+        self.holdings.unbind(self.trunk)
 
     def keep(self, step: Step) -> None:
         row = self._done(step)

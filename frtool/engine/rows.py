@@ -34,6 +34,8 @@ class Kept:
     """What the scorer thinks of it."""
     unread: bool = False
     """It was grown in another process: neither its logits nor its KV are here yet."""
+    pending: bool = False
+    """It is a root whose prompt is yet to be read."""
     host: HostCopy | None = None
     """Of its own tokens, while it is evicted."""
 

@@ -124,7 +124,7 @@ def _start(
             "interrupted": interrupted,
             "tick_seconds": float("inf"),
         }
-        root = Root(forest, prompt_ids, seed)
+        root = Root(forest, prompt_ids, seed, read_later=True)
 
         def search() -> Search:
             try:

@@ -170,7 +170,7 @@ class Many:
         scorer = equipment.scorer(problem, self._pool)
         clear: Callable[[], None] = getattr(scorer, "clear", lambda: None)
         try:
-            root = Root(self.forest, equipment.prompt_ids(problem))
+            root = Root(self.forest, equipment.prompt_ids(problem), read_later=True)
         except BaseException:
             clear()
             raise

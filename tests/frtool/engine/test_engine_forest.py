@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from frtool.scoring import StepRewardScorer
 from frtool.search.budget import Budget
 from frtool.search.events import Ended, NodeAdded, to_record
 from frtool.search.forest import run_forest
-from frtool.search.protocols import Expand
+from frtool.search.protocols import Expand, OutOfMemory
 from frtool.search.registry import make_algorithm
 from frtool.search.run import pausing_search, run_search
 
@@ -63,7 +64,7 @@ def lone(loaded: LoadedModel, algorithm: str, prompt: str, seed: int) -> tuple[A
 
 def planted(forest: Forest, algorithm: str, prompt: str, seed: int) -> Callable[[], Any]:
     def start() -> Any:
-        root = Root(forest, forest.loaded.tokenizer(prompt)["input_ids"], seed)
+        root = Root(forest, forest.loaded.tokenizer(prompt)["input_ids"], seed, read_later=True)
 
         def run() -> Any:
             try:
@@ -135,6 +136,102 @@ def test_prompts_that_begin_alike_share_their_keys_and_values(tiny: LoadedModel)
         root.close()
     forest.allocator.check()
     assert forest.allocator.free_blocks == forest.allocator.num_blocks
+
+
+class Counted:
+    """Calls through, and keeps how many tokens of how many branches each pass had."""
+
+    def __init__(self, forest: Forest, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.passes: list[tuple[int, int]] = []
+        forward = forest.batch.forward
+
+        def counted(branches: Any, counts: Any, tokens: Any, rows: Any) -> Any:
+            self.passes.append((len(branches), len(tokens)))
+            return forward(branches, counts, tokens, rows)
+
+        monkeypatch.setattr(forest.batch, "forward", counted)
+
+
+@pytest.mark.parametrize("chunk", [512, 40, 7])
+@pytest.mark.parametrize("size", [4, 8])
+def test_prompts_that_wait_are_read_together_to_the_same_bits(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, chunk: int, size: int
+) -> None:
+    forest = Forest(tiny, options("beam", prefill_chunk=chunk, block_size=size))
+    counted = Counted(forest, monkeypatch)
+    start = list(range(6, 38))
+    prompts = [
+        [*start, 40, 41],
+        [9, 8, 7],
+        [*start, 40, 42, 43, 44, 45, 46, 47, 48, 49],  # shares whole blocks with the first, which are read besides
+        [*start[:13], 50],
+        [*start, 40, 42, 43, 44, 45, 46, 47, 48, 49],  # is all of another
+        [9, 8, 7, 6, 5, 4],
+        [9],
+    ]
+    roots = [Root(forest, prompt, read_later=True) for prompt in prompts]
+    assert counted.passes == []
+    forest.poll()
+    for root, prompt in zip(roots, prompts, strict=True):
+        alone = Engine(tiny, prompt, options("beam"))
+        assert (root.trunk.logits == alone.trunk.logits).all()
+        held, wanted = ((at, at.slots(branch)) for at, branch in (
+            (forest.allocator, root.trunk.branch_id), (alone.allocator, alone.trunk.branch_id)
+        ))  # fmt: skip
+        assert held[0].read_slots(held[1]).equal(wanted[0].read_slots(wanted[1]))
+    read = sum(tokens for _, tokens in counted.passes)
+    assert read < sum(map(len, prompts)) - 32  # of the three that begin alike one is read whole
+    assert len(counted.passes) == -(-read // chunk)
+    for root in roots:
+        root.close()
+    forest.allocator.check()
+    assert forest.allocator.free_blocks == forest.allocator.num_blocks
+
+
+def test_a_prompt_that_cannot_be_read_fails_alone(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    forest = Forest(tiny, options("beam"))
+    forward, calls = forest.batch.forward, itertools.count()
+
+    def poisoned(branches: Any, counts: Any, tokens: Any, rows: Any) -> Any:
+        logits = forward(branches, counts, tokens, rows)
+        if next(calls) == 0:
+            logits[1] = float("nan")
+        return logits
+
+    monkeypatch.setattr(forest.batch, "forward", poisoned)
+    problems = [(prompt, 0) for prompt in PROMPTS[:3]]
+    events: dict[int, list[Any]] = {}
+    for place, event in run_forest(forest, [planted(forest, "beam", *problem) for problem in problems]):
+        events.setdefault(place, []).append(event)
+    assert events[1][-1].reason == "failed: FrtoolError: the model gave NaN logits at the prompt"
+    for place in (0, 2):
+        assert outcome(events[place]) == lone(tiny, "beam", *problems[place])
+    assert forest.allocator.free_blocks == forest.allocator.num_blocks
+
+
+def test_a_root_that_leaves_before_its_prompt_is_read_leaves_nothing(tiny: LoadedModel) -> None:
+    forest = Forest(tiny, options("beam"))
+    leaving, staying = (Root(forest, [7, 8, 9], read_later=True) for _ in range(2))
+    leaving.submit(Expand("0", 0))
+    leaving.close()
+    forest.poll()
+    assert staying.trunk.logits is not None
+    staying.close()
+    assert forest.allocator.free_blocks == forest.allocator.num_blocks
+    assert not forest.waiting
+
+
+def test_prompts_that_wait_are_promised_their_blocks(tiny: LoadedModel) -> None:
+    forest = Forest(tiny, options("beam", num_blocks=12))
+    Root(forest, [7] * 30, read_later=True)
+    Root(forest, [8] * 30, read_later=True)
+    with pytest.raises(OutOfMemory, match="a prompt of 30 tokens needs 5 KV blocks, 2 are free"):
+        Root(forest, [9] * 30, read_later=True)
+    forest.poll()
+    assert all(root.trunk.logits is not None for root in forest.roots)
+    with pytest.raises(OutOfMemory, match="a prompt of 30 tokens needs 5 KV blocks, 4 are free"):
+        Root(forest, [9] * 30)
+    assert len(forest.roots) == 2
 
 
 def test_a_root_that_leaves_takes_nothing_from_the_others(tiny: LoadedModel) -> None:

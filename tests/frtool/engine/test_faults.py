@@ -65,7 +65,9 @@ def run(engine: Engine, algorithm: str = "beam", scorer: Any = None, **changes: 
     settings = {"budget": Budget(steps=30), "max_depth": 4, "task": Text()} | changes
     if scorer is None:
         scorer = StepRewardScorer() if engine.options.read_rewards else LogprobScorer()
-    return run_search(algorithm=make_algorithm(algorithm), generator=engine, scorer=scorer, **settings)
+    # Independent samples, so that several grow at once from the beginning.
+    chosen = make_algorithm(algorithm, {} if algorithm == "best-of-n" else {"distinct": False})
+    return run_search(algorithm=chosen, generator=engine, scorer=scorer, **settings)
 
 
 def tree(events: list[Event]) -> dict[str, str]:
