@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from frtool.kernels.attention import plan_attention
+from frtool.models.packed import least_rows
 from frtool.models.tree_pass import TreeBatch, forward_tree
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from frtool.models.load import LoadedModel
 
 # Matrix products of at least this many rows, and a multiple of it, give each row the same bits whatever the others are.
+# A CPU that packs weights may do with fewer.
 ROW_MULTIPLE = 8
 _TOKENS, _POSITIONS, _SLOTS, _LOGIT_ROWS = range(4)
 
@@ -29,6 +31,7 @@ class DecodeBatch:
         self._device = loaded.device
         self._allocator = allocator
         self._on_gpu = loaded.device.type == "cuda"
+        self._multiple = least_rows(loaded.device, loaded.dtype) or ROW_MULTIPLE
         self._sent: torch.cuda.Event | None = None
         self._allocate(capacity)
 
@@ -41,7 +44,7 @@ class DecodeBatch:
         float32 logits [R, vocab] with R at least `len(logit_rows)`: row i follows token `logit_rows[i]`.
         """
         total, wanted = len(tokens), len(logit_rows)
-        padded, rows = _round_up(total), _round_up(wanted)
+        padded, rows = self._round_up(total), self._round_up(wanted)
         if padded > self._host.shape[1]:
             self._allocate(padded)
         host = self._host_array
@@ -72,15 +75,14 @@ class DecodeBatch:
 
     def _allocate(self, capacity: int) -> None:
         self._sent = None
-        self._host = torch.zeros(4, _round_up(capacity), dtype=torch.long, pin_memory=self._on_gpu)
+        self._host = torch.zeros(4, self._round_up(capacity), dtype=torch.long, pin_memory=self._on_gpu)
         self._host_array = self._host.numpy()
         self._buffer = torch.zeros_like(self._host, device=self._device) if self._on_gpu else self._host
+
+    def _round_up(self, count: int) -> int:
+        return -(-max(count, 1) // self._multiple) * self._multiple
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:
     """Kernels and events go to `device` within it: Triton's and torch's own go to the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _round_up(count: int) -> int:
-    return -(-max(count, 1) // ROW_MULTIPLE) * ROW_MULTIPLE

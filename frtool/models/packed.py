@@ -2,7 +2,8 @@
 
 oneDNN reorders a weight matrix at every product, which for the few rows of a decode step costs as much as the product.
 A packed weight is reordered once. The values are the same: in bfloat16 to the bit, in float32 up to the order of sums.
-Every row of a product of 8 or more rows has the same bits whatever the others are; `_trusted` tries that.
+Every row of a product has the same bits whatever the others are, from a number of rows on that `least_rows` finds by
+trial.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from torch import nn
 from .memory import free_host_memory
 
 _PACKABLE = (torch.float32, torch.bfloat16)
+_NOTHING = ("none", [], "")
+SILU = ("swish", [], "")
+"""What a product may go through before it is rounded, as oneDNN calls it."""
 
 
 class PackedLinear(nn.Module):
     """`x @ weight.T + bias` for `[..., in]` x of the weight's dtype. Inference only; several weights become one."""
 
-    def __init__(self, *layers: nn.Linear) -> None:
+    def __init__(self, *layers: nn.Linear, then: tuple[str, list[Any], str] = _NOTHING) -> None:
         """Takes the weights of `layers`, which read the same input; their outputs follow one another."""
         super().__init__()
+        self._then = then
         weight = layers[0].weight if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
         self.out_features, self.in_features = weight.shape
         self.widths = [layer.out_features for layer in layers]
@@ -38,7 +43,7 @@ class PackedLinear(nn.Module):
         self._packed = _pack(weight.detach())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = _op()._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        out: torch.Tensor = _op()._linear_pointwise(x, self._packed, self.bias, *self._then)
         return out
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -46,12 +51,30 @@ class PackedLinear(nn.Module):
         out: torch.Tensor = _op()._linear_pointwise.binary(x, residual, self._packed, self.bias, "add")
         return out
 
+    def times(self, factor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """`factor` * this layer of x, rounded once."""
+        out: torch.Tensor = _op()._linear_pointwise.binary(x, factor, self._packed, self.bias, "mul")
+        return out
+
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this torch packs weights of `dtype` here, and computes with them what it computes without."""
+    return bool(least_rows(device, dtype))
+
+
+def least_rows(device: torch.device, dtype: torch.dtype) -> int:
+    """Rows that a product with packed weights of `dtype`, or with plain ones, needs, so that each has the same bits
+    whatever the others are. 0 where nothing can be packed."""
     if device.type != "cpu" or dtype not in _PACKABLE:
-        return False
-    return bool(torch.backends.mkldnn.is_available()) and _trusted(dtype)  # type: ignore[no-untyped-call]
+        return 0
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return 0
+    if dtype not in _results:
+        try:
+            _results[dtype] = _try(dtype)
+        except (RuntimeError, AttributeError, NotImplementedError):  # another build of torch, another processor
+            _results[dtype] = 0
+    return _results[dtype]
 
 
 @torch.inference_mode()
@@ -84,34 +107,52 @@ def _pack(weight: torch.Tensor) -> torch.Tensor:
     return packed
 
 
-_results: dict[torch.dtype, bool] = {}
-
-
-def _trusted(dtype: torch.dtype) -> bool:
-    if dtype not in _results:
-        try:
-            _results[dtype] = _try(dtype)
-        except (RuntimeError, AttributeError, NotImplementedError):  # another build of torch, another processor
-            _results[dtype] = False
-    return _results[dtype]
+_results: dict[torch.dtype, int] = {}
 
 
 @torch.inference_mode()
-def _try(dtype: torch.dtype) -> bool:
-    """Products of a shape with remainders: right, and the same bits for a row in any company."""
+def _try(dtype: torch.dtype) -> int:
+    """Products of shapes with remainders and of long sums: 0 if they are wrong, else the fewest rows of which each has
+    the same bits in any company."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(72, 1100, generator=generator).to(dtype)
-    linear = nn.Linear(1100, 200, bias=False).to(dtype)
-    linear.weight.copy_(torch.randn(200, 1100, generator=generator) / 32)
-    packed = PackedLinear(linear)
-    whole = packed(x)
-    right = torch.allclose(whole.float(), x.float() @ linear.weight.float().T, rtol=2e-2, atol=2e-2)
-    added = packed.add_to(whole, x)
-    return right and all(
-        torch.equal(packed(x[first : first + rows].clone()), whole[first : first + rows])
-        and torch.equal(
-            packed.add_to(whole[first : first + rows], x[first : first + rows]), added[first : first + rows]
-        )
-        for rows in (8, 16, 40, 64)
-        for first in (0, 5)
-    )
+    least = 4
+    for width, length in ((200, 1100), (96, 2048)):
+        x, factor = (torch.randn(72, size, generator=generator).to(dtype) for size in (length, width))
+        linear = nn.Linear(length, width, bias=False).to(dtype)
+        linear.weight.copy_(torch.randn(width, length, generator=generator) / length**0.5)
+        packed, active = PackedLinear(linear), PackedLinear(linear, then=SILU)
+        whole = _products(linear, packed, active, x, factor)
+        exact = x.float() @ linear.weight.float().T
+        expected = (exact, exact, exact + factor, exact * factor, nn.functional.silu(exact))
+        for got, truth in zip(whole, expected, strict=True):
+            if not torch.allclose(got.float(), truth.float(), rtol=2e-2, atol=2e-2):
+                return 0
+        while not _alone(linear, packed, active, x, factor, least, whole):
+            least *= 2
+            if least > 8:
+                return 0
+    return least
+
+
+def _products(
+    linear: nn.Linear, packed: PackedLinear, active: PackedLinear, x: torch.Tensor, factor: torch.Tensor
+) -> list[torch.Tensor]:
+    return [linear(x), packed(x), packed.add_to(factor, x), packed.times(factor, x), active(x)]
+
+
+def _alone(
+    linear: nn.Linear,
+    packed: PackedLinear,
+    active: PackedLinear,
+    x: torch.Tensor,
+    factor: torch.Tensor,
+    least: int,
+    whole: list[torch.Tensor],
+) -> bool:
+    """Whether multiples of `least` rows each give what they give among all."""
+    for rows in (least, 3 * least, 40):
+        some = slice(5, 5 + rows)
+        part = _products(linear, packed, active, x[some].clone(), factor[some].clone())
+        if not all(torch.equal(a, b[some]) for a, b in zip(part, whole, strict=True)):
+            return False
+    return True

@@ -1,6 +1,6 @@
 """Decoder layers with fewer and larger operations, for CPUs, where dispatch costs as much as arithmetic.
 
-Query, key and value are one product, gate and up another; the residual is added by the product before it. What a
+Query, key and value are one product; activation, gating and the residual are part of the products before them. What a
 layer computes is what transformers computes, up to rounding.
 """
 
@@ -13,8 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .packed import PackedLinear
-from .tree_pass import tree_attention_forward
+from frtool.kernels.attention import tree_attention
+
+from .packed import SILU, PackedLinear
+from .tree_pass import TreeBatch, tree_attention_forward
 
 
 class PackedDecoderLayer(nn.Module):
@@ -27,9 +29,11 @@ class PackedDecoderLayer(nn.Module):
         block, mlp = layer.self_attn, layer.mlp
         self.qkv = PackedLinear(block.q_proj, block.k_proj, block.v_proj)
         self.out = PackedLinear(block.o_proj)
-        self.gate_up = PackedLinear(mlp.gate_proj, mlp.up_proj)
+        is_silu = mlp.act_fn is functional.silu or type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
+        self.gate = PackedLinear(mlp.gate_proj, then=SILU) if is_silu else PackedLinear(mlp.gate_proj)
+        self.activation = None if is_silu else mlp.act_fn
+        self.up = PackedLinear(mlp.up_proj)
         self.down = PackedLinear(mlp.down_proj)
-        self.activation = mlp.act_fn
         self.norms = nn.ModuleList([layer.input_layernorm, layer.post_attention_layernorm])
         self.head_norms = nn.ModuleList([block.q_norm, block.k_norm]) if hasattr(block, "q_norm") else None
         self.window = _window(block)
@@ -53,17 +57,22 @@ class PackedDecoderLayer(nn.Module):
     ) -> torch.Tensor:
         """hidden_states `[batch, T, hidden]`, cos and sin `[batch, T, D]`. Returns the like of hidden_states."""
         assert position_embeddings is not None
+        attend = self._attention()
+        if attend is tree_attention_forward:
+            mixed = self._attend(hidden_states, kwargs["tree"], *position_embeddings)
+            return self._mlp(self.out.add_to(hidden_states, mixed))
         block = self.self_attn
         batch, length, _ = hidden_states.shape
         dim = block.head_dim
         heads, kv_heads = (width // dim for width in self.qkv.widths[:2])
         qkv = self.qkv(_norm(self.norms[0], hidden_states)).view(batch, length, heads + 2 * kv_heads, dim)
-        value = qkv[:, :, heads + kv_heads :].transpose(1, 2)
-        rotated = _rotate(self._head_norm(qkv, heads, kv_heads), *position_embeddings).transpose(1, 2)
-        query, key = rotated[:, :heads], rotated[:, heads:]
+        both, value = self._split(qkv, heads, kv_heads)
+        cos, sin = (turn.unsqueeze(2) for turn in position_embeddings)
+        rotated = _rotate(both, cos, _signed(sin)).transpose(1, 2)
+        query, key, value = rotated[:, :heads], rotated[:, heads:], value.transpose(1, 2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, block.layer_idx)
-        mixed, _ = self._attention()(
+        mixed, _ = attend(
             block,
             query,
             key,
@@ -76,9 +85,46 @@ class PackedDecoderLayer(nn.Module):
             **self.window,
             **kwargs,
         )
-        hidden_states = self.out.add_to(hidden_states, mixed.reshape(batch, length, -1))
-        gate, up = self.gate_up(_norm(self.norms[1], hidden_states)).chunk(2, -1)
-        return self.down.add_to(hidden_states, self.activation(gate).mul_(up))
+        return self._mlp(self.out.add_to(hidden_states, mixed.reshape(batch, length, -1)))
+
+    def _attend(self, x: torch.Tensor, tree: TreeBatch, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """`[1, T, heads * D]`: the attention of a pass over branches, zero in padding rows. No more operations than it
+        takes: with few branches each costs more than what it computes."""
+        block, plan, allocator = self.self_attn, tree.plan, tree.allocator
+        rows, real = x.shape[1], plan.num_queries
+        dim = block.head_dim
+        heads, kv_heads = (width // dim for width in self.qkv.widths[:2])
+        turns = tree.common.get(id(cos))
+        if turns is None:  # it keeps cos, so that its id stays its own
+            turns = tree.common[id(cos)] = (cos[0, :real, None], _signed(sin[0, :real, None]), cos)
+        mixed = tree.common.get(heads)
+        if mixed is None:
+            mixed = tree.common[heads] = x.new_zeros(rows, heads, dim)
+        qkv = self.qkv(_norm(self.norms[0], x)).view(rows, heads + 2 * kv_heads, dim)
+        if real < rows:
+            qkv = qkv[:real]
+        both, value = self._split(qkv, heads, kv_heads)
+        query, key = _rotate(both, turns[0], turns[1]).split_with_sizes((heads, kv_heads), 1)
+        slots = tree.slots if len(tree.slots) == real else tree.slots[:real]
+        allocator.write(block.layer_idx, slots, key, value)
+        tree_attention(
+            query,
+            allocator,
+            layer=block.layer_idx,
+            plan=plan,
+            scale=block.scaling,
+            window=self.window.get("sliding_window"),
+            out=mixed if real == rows else mixed[:real],
+        )
+        return mixed.view(1, rows, heads * dim)
+
+    def _mlp(self, x: torch.Tensor) -> torch.Tensor:
+        """`[batch, T, hidden]`, the residual added."""
+        normed = _norm(self.norms[1], x)
+        gate = self.gate(normed)
+        if self.activation is not None:
+            gate = self.activation(gate)
+        return self.down.add_to(x, self.up.times(gate, normed))
 
     def _attention(self) -> Callable[..., tuple[torch.Tensor, Any]]:
         """What a transformers configuration names. Without one, the tree's."""
@@ -91,12 +137,13 @@ class PackedDecoderLayer(nn.Module):
         )
         return attend
 
-    def _head_norm(self, qkv: torch.Tensor, heads: int, kv_heads: int) -> torch.Tensor:
-        """Queries and keys `[batch, T, heads + kv_heads, D]`."""
+    def _split(self, qkv: torch.Tensor, heads: int, kv_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys `[..., heads + kv_heads, D]`, normed where the model does, and values."""
         if self.head_norms is None:
-            return qkv[:, :, : heads + kv_heads]
-        query, key = qkv[:, :, :heads], qkv[:, :, heads : heads + kv_heads]
-        return torch.cat((_norm(self.head_norms[0], query), _norm(self.head_norms[1], key)), 2)
+            both, value = qkv.split_with_sizes((heads + kv_heads, kv_heads), -2)
+            return both, value
+        query, key, value = qkv.split_with_sizes((heads, kv_heads, kv_heads), -2)
+        return torch.cat((_norm(self.head_norms[0], query), _norm(self.head_norms[1], key)), -2), value
 
 
 def pack_layers(model: Any) -> int:
@@ -108,7 +155,7 @@ def pack_layers(model: Any) -> int:
         attention = known.get(type(layer))
         if attention is not None and _is_whole(layer):
             layers[index] = PackedDecoderLayer(layer, attention)
-            count += 4
+            count += 5
     return count
 
 
@@ -141,14 +188,16 @@ def _window(block: Any) -> dict[str, int | None]:
 
 
 def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
-    return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    weight = norm.weight
+    return torch.rms_norm(x, weight.shape, weight, norm.variance_epsilon)
+
+
+def _signed(sin: torch.Tensor) -> torch.Tensor:
+    """`sin` `[..., D]` as `_rotate` wants it: the first half negative."""
+    first, second = sin.chunk(2, -1)
+    return torch.cat((-first, second), -1)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """`x` `[batch, T, heads, D]` turned by its position: halves (a, b) to (a cos - b sin, b cos + a sin)."""
-    half = x.shape[-1] // 2
-    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
-    turned = x * cos
-    turned[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    turned[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return turned
+    """`x` `[..., D]` turned by its position: halves (a, b) to (a cos - b sin, b cos + a sin)."""
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +29,8 @@ class TreeBatch:
     plan: Any
     slots: torch.Tensor
     outputs: dict[int, torch.Tensor] | None = None
+    common: dict[Any, Any] = field(default_factory=dict)
+    """What a layer makes and the next ones can use, by names of the layers' own."""
 
 
 def tree_attention_forward(

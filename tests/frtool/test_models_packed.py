@@ -20,12 +20,12 @@ COMMON = {
     "initializer_range": 0.2,
     "pad_token_id": None,
 }
-# What a kind adds, and how many products of the two layers and of the output are packed: 4 a layer in whole layers.
+# What a kind adds, and how many products of the two layers and of the output are packed: 5 a layer in whole layers.
 MODELS = {
-    "llama": ({"attention_bias": True, "tie_word_embeddings": True}, 9),
-    "mistral": ({"sliding_window": 5}, 9),
-    "qwen2": ({"head_dim": None}, 9),
-    "qwen3": ({"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}, 9),
+    "llama": ({"attention_bias": True, "tie_word_embeddings": True}, 11),
+    "mistral": ({"sliding_window": 5}, 11),
+    "qwen2": ({"head_dim": None}, 11),
+    "qwen3": ({"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}, 11),
     "gemma2": ({"sliding_window": 5, "query_pre_attn_scalar": 5}, 15),
 }
 
@@ -87,13 +87,44 @@ def test_no_row_of_a_layer_depends_on_the_others(dtype):
         pytest.skip("this torch packs no such weights")
     model = build("llama", dtype)
     packed.pack_model(model)
-    layer, mlp = model.model.layers[0], model.model.layers[0].gate_up
+    layer = model.model.layers[0]
     x = torch.randn(96, 40).to(dtype)
     out = torch.randn(96, 64).to(dtype)
-    whole, added = mlp(x), layer.out.add_to(x, out)
-    for first, stop in ((0, 8), (3, 11), (5, 45), (0, 96)):
-        assert torch.equal(mlp(x[first:stop]), whole[first:stop])
-        assert torch.equal(layer.out.add_to(x[first:stop], out[first:stop]), added[first:stop])
+    gate = torch.randn(96, 72).to(dtype)
+    products = {
+        "with an activation": lambda rows: layer.gate(x[rows]),
+        "added": lambda rows: layer.out.add_to(x[rows], out[rows]),
+        "multiplied": lambda rows: layer.up.times(gate[rows], x[rows]),
+        "several at once": lambda rows: layer.qkv(x[rows]),
+    }
+    least = packed.least_rows(torch.device("cpu"), dtype)
+    for name, product in products.items():
+        whole = product(slice(None))
+        for rows in (slice(0, least), slice(3, 3 + 2 * least), slice(5, 5 + 9 * least), slice(0, 96)):
+            assert torch.equal(product(rows), whole[rows]), name
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_a_pass_over_a_tree_gives_what_the_interface_of_transformers_gives(kind, monkeypatch):
+    from frtool.kernels.allocator import PhysicalKVAllocator
+    from frtool.kernels.attention import plan_attention
+    from frtool.models import packed_layers, tree_pass
+    from frtool.models.hook import ATTENTION_NAME
+
+    def run() -> torch.Tensor:
+        allocator = PhysicalKVAllocator(32, 4, 2, 16, num_layers=2)
+        branch = allocator.alloc_branch(13).branch_id
+        slots = torch.from_numpy(allocator.slots(branch))
+        batch = tree_pass.TreeBatch(allocator, plan_attention(allocator, [branch], [13]), slots)
+        ids = torch.arange(16)  # three rows are padding
+        return tree_pass.forward_tree(model, ids, ids, batch, torch.arange(13))
+
+    model = build(kind)
+    model.set_attn_implementation(ATTENTION_NAME)
+    packed.pack_model(model)
+    direct = run()
+    monkeypatch.setattr(packed_layers, "tree_attention_forward", None)
+    torch.testing.assert_close(direct, run(), rtol=1e-5, atol=1e-5)
 
 
 def test_where_packing_computes_something_else_nothing_is_packed(monkeypatch):
