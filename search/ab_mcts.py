@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .children import coverage_option, distinct_option
 from .noise import Stream
 from .options import OptionError, option
 from .select import choose, value
@@ -75,7 +76,8 @@ class ABMCTS(Walks):
     prior_variance: float | None = option(None, "tau2 of the prior; default 0.1, only gaussian", minimum=1e-6)
     rollout: bool = option(True, "walk on from a new step until a path ends")
     leaf_batch: int = option(8, "walks at once", minimum=1, maximum=4096)
-    distinct: bool = option(True, "sample the lines that a node does not have yet; else independently of those")
+    distinct: bool = distinct_option()
+    coverage: float | None = coverage_option()
     max_duplicates: int = option(4, "samples in a row without anything new that exhaust a node", minimum=1)
     simulations: int | None = option(None, "stop after so many walks; default only the budget", minimum=1)
     accept: float | None = option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .children import coverage_option, distinct_option
 from .closing import prune
 from .families import Family
 from .levels import Levels
@@ -19,10 +20,11 @@ from .tree import Node, SearchTree
 class Beam(Levels):
     """Level-synchronous beam search over steps.
 
-    Level l: sample `width` distinct children of the root, later `expand` of each beam. A sample that equals a sibling,
-    or leads to a state that the tree has already, is a duplicate; samples are replaced until enough are distinct or
-    `oversample` times as many were tried. Then the `keep` paths of highest value among the level's children and all
-    finished paths stay; the unfinished of these are the next beams. It ends when no unfinished path is among them.
+    Level l: sample `width` distinct children of the root, later `expand` of each beam: without replacement (`Lines`),
+    or with `distinct` false independently. A sample that equals a sibling all the same, or leads to a state that the
+    tree has already, is a duplicate; samples are replaced until enough are distinct or `oversample` times as many were
+    tried. Then the `keep` paths of highest value among the level's children and all finished paths stay; the unfinished
+    of these are the next beams. It ends when no unfinished path is among them.
     The answer is the finished path of highest value.
 
     With `lookahead` k each unfinished child is rolled out by its k likeliest steps (temperature 0), or to the end of
@@ -32,7 +34,7 @@ class Beam(Levels):
 
     Source: Snell et al. 2024, arXiv 2408.03314 (beam search against a process reward model, `width` = N samples and
     `keep` = N / M; lookahead search, which rolls out at temperature 0), with sampling without replacement in place of
-    independent samples.
+    independent samples (sources in `Lines`).
     """
 
     name: ClassVar[str] = "beam"
@@ -42,7 +44,8 @@ class Beam(Levels):
     expand: int | None = option(None, "distinct children of each beam; default width / keep", minimum=1)
     oversample: float = option(2.0, "samples tried at most, as a multiple of the children wanted", minimum=1)
     lookahead: int = option(0, "greedy steps that a child is rolled out by before it is valued", minimum=0)
-    distinct: bool = option(True, "sample the lines that a node does not have yet; else independently of those")
+    distinct: bool = distinct_option()
+    coverage: float | None = coverage_option()
     seed: int | None = option(None, "of the choice among those; default that of the run, else 0")
     aggregate: str = option("last", "value of a path from its steps' rewards", choices=AGGREGATES)
 

@@ -6,7 +6,7 @@ import heapq
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .children import Children
+from .children import Children, coverage_option, distinct_option
 from .families import Families
 from .options import option
 from .protocols import Expand
@@ -35,14 +35,17 @@ class BestFirst:
     expand: int = option(4, "distinct children of a step", minimum=1)
     leaf_batch: int = option(4, "steps expanded at once", minimum=1, maximum=4096)
     oversample: float = option(2.0, "samples tried at most, as a multiple of the children wanted", minimum=1)
-    distinct: bool = option(True, "sample the lines that a node does not have yet; else independently of those")
+    distinct: bool = distinct_option()
+    coverage: float | None = coverage_option()
     seed: int | None = option(None, "of the choice among those; default that of the run, else 0")
     aggregate: str = option("last", "value of a path from its steps' rewards", choices=AGGREGATES)
     answers: int | None = option(None, "stop after so many finished paths; default only the budget", minimum=1)
     accept: float = option(0.0, "value that a finished path needs to count", minimum=0, maximum=1)
 
     def __post_init__(self) -> None:
-        self._families = Families(self.oversample, Children(distinct=self.distinct, seed=self.seed))
+        self._families = Families(
+            self.oversample, Children(distinct=self.distinct, coverage=self.coverage, seed=self.seed)
+        )
         self._queue: list[tuple[tuple[Any, ...], Node]] = []
         self._started = False
         self._accepted = 0

@@ -7,7 +7,7 @@ from .tree import Node, SearchTree
 
 def exhausted(node: Node, max_duplicates: int) -> bool:
     """Whether sampling more children is not worth it: `max_duplicates` samples in a row gave nothing new, or the
-    children hold nearly all of the model's probability."""
+    lines seen, or where those are not known the children, hold nearly all of the model's probability."""
     return node.duplicates >= max_duplicates or node.covered
 
 

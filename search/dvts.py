@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .children import coverage_option, distinct_option
 from .levels import Levels
 from .options import OptionError, option
 from .protocols import Expand
@@ -30,7 +31,8 @@ class DVTS(Levels):
     width: int = option(16, "children of a level, over all subtrees", minimum=1)
     expand: int = option(4, "distinct children of each subtree's path", minimum=1)
     oversample: float = option(2.0, "samples tried at most, as a multiple of the children wanted", minimum=1)
-    distinct: bool = option(True, "sample the lines that a node does not have yet; else independently of those")
+    distinct: bool = distinct_option()
+    coverage: float | None = coverage_option()
     seed: int | None = option(None, "of the choice among those; default that of the run, else 0")
     aggregate: str = option("last", "value of a path from its steps' rewards", choices=AGGREGATES)
 

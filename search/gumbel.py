@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .children import coverage_option, distinct_option
 from .closing import prune
 from .families import Families
 from .noise import Stream
@@ -63,7 +64,8 @@ class Gumbel(Walks):
     widen: float = option(2.0, "open children of a node at its first visit", minimum=1)
     widen_power: float = option(0.5, "growth of the open children with visits", minimum=0, maximum=1)
     leaf_batch: int = option(8, "simulations at once", minimum=1, maximum=4096)
-    distinct: bool = option(True, "sample the lines that a node does not have yet; else independently of those")
+    distinct: bool = distinct_option()
+    coverage: float | None = coverage_option()
     max_duplicates: int = option(4, "samples in a row without anything new that exhaust a node", minimum=1)
     seed: int | None = option(None, "of the draws; default that of the run, else 0")
 

@@ -23,10 +23,13 @@ class Levels:
     oversample: float
     aggregate: str
     distinct: bool
+    coverage: float | None
     seed: int | None
 
     def __init__(self) -> None:
-        self._families = Families(self.oversample, Children(distinct=self.distinct, seed=self.seed))
+        self._families = Families(
+            self.oversample, Children(distinct=self.distinct, coverage=self.coverage, seed=self.seed)
+        )
         self._started = False
 
     def ask(self, tree: SearchTree, room: int) -> list[Expand]:

@@ -84,7 +84,9 @@ class Lines:
     arXiv 2002.09067 (UniqueRandomizer: the trie of what was sampled, with its probability taken away).
     """
 
-    def __init__(self, seed: int, node_id: str) -> None:
+    def __init__(self, seed: int, node_id: str, coverage: float = 1.0) -> None:
+        """`coverage` is the probability that the seen lines must hold together to be taken for all."""
+        self._coverage = coverage
         self.told = 0
         """Steps, whether or not they gave their intervals."""
         self.seen = 0
@@ -98,6 +100,10 @@ class Lines:
     def rest(self) -> float:
         """Probability, under the generator's own sampling options, of the lines that were not seen."""
         return self._root.rest
+
+    @property
+    def covered(self) -> bool:
+        return 1.0 - self.rest >= self._coverage
 
     @property
     def free(self) -> float:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .children import coverage_option, distinct_option
 from .options import OptionError, option
 from .select import choose, value
 from .tree import Node, SearchTree
@@ -42,9 +43,11 @@ class MCTS(Walks):
     simulation under way counts as `virtual_loss` visits of value Qmin on its path, so that the `leaf_batch` simulations
     that run at once spread.
 
-    A node is exhausted when `max_duplicates` samples in a row gave nothing new, or when its children hold 99 % of the
-    model's probability. A finished node is closed, and so is an exhausted node whose children are all closed; closed
-    nodes are not visited again. The answer is the finished path of highest value, then of most visits.
+    New children are lines that the node has not got yet (`Lines`), or with `distinct` false independent samples. A node
+    is exhausted when `max_duplicates` samples in a row gave nothing new, or when its lines hold `coverage` of the
+    model's probability (0.99, of its children, where they are independent). A finished node is closed, and so is an
+    exhausted node whose children are all closed; closed nodes are not visited again. The answer is the finished path of
+    highest value, then of most visits.
 
     Sources: Silver et al. 2017 (PUCT); Kocsis and Szepesvári 2006 (UCT, with c_uct = 2 · Cp / sqrt 2); Coulom 2007 and
     Couëtoux et al. 2011 (widening, and max backup in the first); Schrittwieser et al. 2020, arXiv 1911.08265
@@ -65,7 +68,8 @@ class MCTS(Walks):
         None, "visits that the scorer's value of a step counts for; default 8, not with backup terminal", minimum=0
     )
     backup: str = option("mean", "value of a node from those below it", choices=BACKUPS)
-    distinct: bool = option(True, "sample the lines that a node does not have yet; else independently of those")
+    distinct: bool = distinct_option()
+    coverage: float | None = coverage_option()
     seed: int | None = option(None, "of the choice among those; default that of the run, else 0")
     max_duplicates: int = option(4, "samples in a row without anything new that exhaust a node", minimum=1)
     simulations: int | None = option(None, "stop after so many finished paths; default only the budget", minimum=1)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .children import coverage_option, distinct_option
 from .levels import Levels
 from .options import option
 from .protocols import Expand
@@ -31,7 +32,8 @@ class Rebase(Levels):
     width: int = option(16, "samples of a level, less the paths that are finished", minimum=1)
     balance: float = option(0.2, "temperature of the shares; smaller favours the best step more", minimum=1e-3)
     oversample: float = option(1.0, "samples tried at most, as a multiple of a step's share", minimum=1)
-    distinct: bool = option(True, "sample the lines that a node does not have yet; else independently of those")
+    distinct: bool = distinct_option()
+    coverage: float | None = coverage_option()
     seed: int | None = option(None, "of the choice among those; default that of the run, else 0")
     aggregate: str = option("last", "value of a path from its steps' rewards", choices=AGGREGATES)
     vote: str = option(

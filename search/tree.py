@@ -10,9 +10,8 @@ from .lines import Lines
 from .protocols import Expand, Step
 
 COVERED = 0.99
-"""Probability that a node's children must hold together to be taken for all that the model would write."""
-LEAST_REST = 1e-4
-"""The same for what the lines seen leave, where those are known."""
+"""Probability that a node's children must hold together to be taken for all that the model would write, where nobody
+knows the lines that it wrote."""
 
 
 class Node:
@@ -123,9 +122,9 @@ class Node:
 
     @property
     def covered(self) -> bool:
-        """Whether sampling more children is not worth it, because those there hold nearly all probability."""
+        """Whether sampling more children is not worth it, because what was seen holds nearly all probability."""
         if self.lines is not None and self.lines.seen:
-            return self.lines.rest < LEAST_REST
+            return self.lines.covered
         return self.mass >= COVERED
 
     def path(self) -> list[Node]:

@@ -24,9 +24,9 @@ class Walks:
     (`_select`), until a path ends.
 
     A sample that equals a known node is followed from there; where nothing is left there, the walk tries again from the
-    parent. A node is exhausted when `max_duplicates` samples in a row gave nothing new, or when its children hold 99 %
-    of the model's probability. A finished node is closed, and so is an exhausted node whose children are all closed;
-    closed nodes are not visited again.
+    parent. A node is exhausted when `max_duplicates` samples in a row gave nothing new (a line in new words that leads
+    to a known state is new), or when the lines seen hold nearly all of the model's probability. A finished node is
+    closed, and so is an exhausted node whose children are all closed; closed nodes are not visited again.
     """
 
     greedy: ClassVar[bool] = False
@@ -35,11 +35,12 @@ class Walks:
 
     leaf_batch: int
     distinct: bool
+    coverage: float | None
     max_duplicates: int
     seed: int | None
 
     def __init__(self, *, free: float = FREE) -> None:
-        self._children = Children(distinct=self.distinct, seed=self.seed, free=free)
+        self._children = Children(distinct=self.distinct, coverage=self.coverage, seed=self.seed, free=free)
         self._running: deque[Walk] = deque()
         """In the order of the steps that they wait for, which is the order in which those are told."""
         self._queue: deque[Expand] = deque()
