@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .plan import TreePlan
+
 
 @dataclass(frozen=True, slots=True)
 class TileShape:
@@ -53,13 +55,17 @@ class CostRule:
     """Split each stream into at most so many items; None: as many as finish first."""
 
 
-def fitted_rule(group: int, multiprocessors: int, scale: float = 1.0) -> CostRule:
-    """What did best over the benchmark's trees with `group` query heads to a kv head; measured for 1, 4 and 16."""
+def fitted_rule(group: int, multiprocessors: int, scale: float = 1.0, pairs: int = 1) -> CostRule:
+    """What did best over the benchmark's trees with `group` query heads to a kv head; measured for 1, 4 and 16.
+
+    `pairs`: how many times two programs fit a multiprocessor, each time counted as one.
+    """
+    units = multiprocessors * pairs
     if group == 1:
-        return CostRule(multiprocessors, scale, narrow_key=0.009, wide_key=0.018, own_run=256)
+        return CostRule(units, scale, narrow_key=0.009, wide_key=0.018, own_run=256)
     if group >= 8:
-        return CostRule(multiprocessors, scale, wide_key=0.024, item=5.5, own_run=64)
-    return CostRule(multiprocessors, scale)
+        return CostRule(units, scale, wide_key=0.024, item=5.5, own_run=64)
+    return CostRule(units, scale) if pairs == 1 else CostRule(units, scale, wide_key=0.011, wide_merge=0.15)
 
 
 def ceil_div(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
@@ -102,6 +108,14 @@ def choose_wide(
     return none if alone < max(chain.min(), together) else wide
 
 
+def shared_load(tree: TreePlan, heads: int, tile_queries: int, multiprocessors: int) -> float:
+    """Keys that a multiprocessor reads if nodes that fill more than half a tile of queries are read tile by tile."""
+    before = np.concatenate([[0], tree.q_lens[tree.order].cumsum()])
+    tiles = (before[tree.node_hi] - before[tree.node_lo] + tile_queries // 2 - 1) // tile_queries
+    keys = (tree.node_stop - tree.node_start) * tree.block_size
+    return float(keys @ tiles) * heads / multiprocessors
+
+
 _PIECES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96)
 
 
@@ -123,13 +137,14 @@ def wide_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: Cos
     return ceil_div(count, ceil_div(count, chunks[int(np.argmin(finish))]))
 
 
-def narrow_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: CostRule) -> np.ndarray:
-    """Entries an item, for each narrow stream: what finishes first with two programs to a multiprocessor."""
+def narrow_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: CostRule, busy: int = 0) -> np.ndarray:
+    """Entries an item, for each narrow stream: what finishes first with two programs to a multiprocessor, of which
+    `busy` others take their share."""
     pieces, chunks, number = _chunks(count, align)
     programs = number * heads
     work = (count.sum() * size * rule.narrow_key + number * rule.item) * heads / rule.multiprocessors
-    crowd = np.minimum(np.maximum(programs / rule.multiprocessors, 1), 2)
-    waves = ceil_div(programs, 2 * rule.multiprocessors)
+    crowd = np.minimum(np.maximum((programs + busy) / rule.multiprocessors, 1), 2)
+    waves = ceil_div(programs + busy, 2 * rule.multiprocessors)
     chain = waves * (chunks * size * rule.narrow_key * crowd + rule.item)
     finish = np.maximum(work, chain) + pieces * rule.merge
     return ceil_div(count, ceil_div(count, chunks[int(np.argmin(finish))]))

@@ -77,6 +77,18 @@ def _begins(values: np.ndarray) -> np.ndarray:
 
 def schedule_tree(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule) -> Schedule:
     """Work items for `heads` kv heads: each item is run once a head."""
+    schedule = _schedule(tree, shape, heads, rule, apart=False)
+    assert schedule is not None
+    return schedule
+
+
+def schedule_apart(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule) -> Schedule | None:
+    """The same with all wide items first, for a launch of their own beside that of the others. None where those would
+    have less than a quarter of the work, so that too little would run beside the wide items."""
+    return _schedule(tree, shape, heads, rule, apart=True)
+
+
+def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, apart: bool) -> Schedule | None:
     size, split = shape.entry, tree.block_size // shape.entry
     order = tree.order
     lengths = tree.lengths[order].astype(np.int64)
@@ -111,6 +123,8 @@ def schedule_tree(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule) 
     covers = (lo == tile * tile_queries) & (hi == np.minimum((tile + 1) * tile_queries, total))
 
     wide = choose_wide(tile, group_hi - group_lo, covers, entries * size, num_groups, heads, shape, rule)
+    if apart and 4 * int(((group_hi - group_lo) * entries)[~wide].sum()) < int(entries[wide].sum()):
+        return None
     streams = []
     if wide.any():
         streams.append(
@@ -124,10 +138,12 @@ def schedule_tree(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule) 
         streams.append(_narrow_streams(*(a[narrow] for a in (node, entries, group_lo, group_hi))))
     kinds = [WIDE] * bool(wide.any()) + [NARROW] * (not wide.all())
 
-    lists, items, offset = [], [], 0
+    items: list[np.ndarray] = []
+    lists, offset = [], 0
     for kind, stream in zip(kinds, streams, strict=True):
         count = np.add.reduceat(stream.entries, stream.starts)
-        items.append(_split(kind, stream, count, offset, size, heads, shape, rule))
+        busy = 0 if apart else heads * sum(len(item) for item in items)
+        items.append(_split(kind, stream, count, offset, size, heads, shape, rule, busy))
         lists.append((stream.node, stream.entries, _owners(stream, query_lo, query_hi, shape.group_queries)))
         offset += int(count.sum())
     pair_node, pair_entries, pair_owners = (np.concatenate(a) for a in zip(*lists, strict=True))
@@ -139,7 +155,7 @@ def schedule_tree(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule) 
     base = index * size
     mark = pair_owners[which] | _held(tree, of_node, base, size) << 16 | base << 32
 
-    records, num_slots = _record(_launch_order(items, heads, rule), num_groups, shape.merge_groups)
+    records, num_slots = _record(_launch_order(items, heads, rule, apart), num_groups, shape.merge_groups)
     block, of_node, query_token, query_pos = (a.astype(np.int32) for a in (block, of_node, query_token, query_pos))
     return Schedule(records, block, mark, of_node, query_token, query_pos, num_groups, num_slots)
 
@@ -241,7 +257,7 @@ def _owners(stream: _Streams, query_lo: np.ndarray, query_hi: np.ndarray, group_
 
 def _split(
     kind: int, stream: _Streams, count: np.ndarray, offset: int, size: int, heads: int, shape: TileShape,
-    rule: CostRule,
+    rule: CostRule, busy: int,
 ) -> np.ndarray:  # fmt: skip
     """int64 `[items, 8]`: the first fields of the streams' items, cut into whole rounds. `offset`: entries before."""
     wide = kind == WIDE
@@ -249,7 +265,11 @@ def _split(
     align = max(keys // size, 1)
     most = rule.wide_items if wide else rule.narrow_items
     if most is None:
-        chunk = (wide_chunk if wide else narrow_chunk)(count, align, size * rule.scale, heads, rule)
+        width = size * rule.scale
+        chunk = (
+            wide_chunk(count, align, width, heads, rule) if wide
+            else narrow_chunk(count, align, width, heads, rule, busy)
+        )  # fmt: skip
     else:
         chunk = ceil_div(count, most)
     chunk = np.maximum(ceil_div(chunk, align) * align, 1)
@@ -304,13 +324,15 @@ def _record(items: np.ndarray, num_groups: int, merge_groups: int) -> tuple[np.n
     return records, len(item)
 
 
-def _launch_order(kinds: list[np.ndarray], heads: int, rule: CostRule) -> np.ndarray:
+def _launch_order(kinds: list[np.ndarray], heads: int, rule: CostRule, apart: bool) -> np.ndarray:
     """All items, long ones first. A first wave of wide items takes a place on every multiprocessor; after it wide and
     narrow ones alternate so that tensor-bound and memory-bound work run side by side to the end."""
     ranked = [items[(-items[:, 3]).argsort(kind="stable")] for items in kinds]
     if len(ranked) == 1:
         return ranked[0]
     wide, narrow = ranked
+    if apart:
+        return np.concatenate(ranked)
     wave = max(rule.multiprocessors // heads, 1)
     progress = [items[:, 3].cumsum() / items[:, 3].sum() for items in (wide[wave:], narrow) if len(items)]
     rest = np.concatenate([wide[wave:], narrow])

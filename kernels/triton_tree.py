@@ -9,113 +9,29 @@ import torch
 import triton
 
 from .allocator import PhysicalKVAllocator
-from .cost import CostRule, TileShape, fitted_rule
+from .cost import CostRule, fitted_rule
+from .launch import TABLES, Apart, Launch
 from .plan import TreePlan, plan_tree
-from .schedule import ITEM_FIELDS, Schedule, grown, schedule_tree
-from .tree_kernel import tree_attention_kernel
+from .tree_kernel import tree_attention_kernel, wide_attention_kernel
 from .tuning import (
     KernelConfig,
     candidates,
     merge_rows,
     multiprocessors,
     padded_head_dim,
+    shipped_apart,
     shipped_config,
     timed_config,
 )
 
-_TABLES = ("items", "entry_block", "entry_mark", "query_token", "query_pos")
 _MAX_GROUP = 16
+_LEAST_APART = 240.0
+"""Keys a multiprocessor, see `shared_load`: from there on two launches were faster on an H100."""
 
 
 def interpreting() -> bool:
     """Whether kernels run in Triton's interpreter, on any device: TRITON_INTERPRET=1 was set when this was imported."""
     return not isinstance(tree_attention_kernel, triton.JITFunction)
-
-
-class _Launch:
-    """A schedule for one number of query heads, in device buffers of fixed capacity.
-
-    Captured graphs hold the buffers' addresses and the capacity's grid: as long as `load` returns True they stay valid.
-    """
-
-    def __init__(self, allocator: PhysicalKVAllocator, group: int, config: KernelConfig, rule: CostRule) -> None:
-        self.config = config
-        self.rule = rule
-        self.heads = allocator.num_kv_heads
-        self.group_pad = 1 << (group - 1).bit_length()
-        self.entry = _entry_size(allocator.block_size, config)
-        self.shape = TileShape(
-            config.group_rows // self.group_pad, config.wide_rows // config.group_rows, config.wide_keys,
-            config.narrow_keys, self.entry, max(merge_rows(config) // config.group_rows, 1),
-        )  # fmt: skip
-        self._device = allocator.device
-        self._dtype = allocator.dtype
-        self._width = padded_head_dim(allocator.head_dim)
-        # What the kernel reads past the end: the next round's entries, a tile of queries.
-        entries = 2 * max(config.wide_keys, config.narrow_keys) // self.entry + 2
-        queries = max(config.wide_rows, config.group_rows)
-        self._spare = {"query_token": queries, "query_pos": queries}
-        self._spare |= {"entry_block": entries, "entry_mark": 2 * entries}
-        self._capacity: dict[str, int] = {}
-        self.item_capacity = 0
-        self.partial: torch.Tensor
-        self.arrivals: torch.Tensor
-        self._loaded: tuple[Schedule, TreePlan] | None = None
-
-    def load(self, tree: TreePlan) -> bool:
-        """Schedule `tree` and copy it to the device; False if the buffers had to grow."""
-        schedule = None
-        if self._loaded is not None:
-            schedule = grown(*self._loaded, tree, self.entry)
-        if schedule is None:
-            schedule = schedule_tree(tree, self.shape, self.heads, self.rule)
-        self._loaded = (schedule, tree)
-        self.num_items = len(schedule.items)
-        sizes = {name: getattr(schedule, name).nbytes // 4 for name in _TABLES}
-        fits = bool(self._capacity) and all(sizes[n] <= self._capacity[n] for n in _TABLES)
-        fits = fits and schedule.num_slots <= len(self.partial) and schedule.num_groups <= len(self.arrivals)
-        if not fits:
-            self._allocate(schedule, sizes)
-        self._host[:] = 0
-        self._views["query_token"][:] = -1
-        for name in _TABLES:
-            self._views[name][: sizes[name]] = getattr(schedule, name).ravel().view(np.int32)
-        staging = torch.from_numpy(self._host)
-        if self._device.type == "cuda":
-            staging = staging.pin_memory()  # the caching host allocator keeps it until the copy is done
-        self._buffer.copy_(staging, non_blocking=True)
-        return fits
-
-    def _allocate(self, schedule: Schedule, sizes: dict[str, int]) -> None:
-        # Never less than before, or graphs of a tree that sways would go stale again and again. Tables grow with every
-        # token, and room in them costs nothing; room for items is paid for with programs that find nothing to do.
-        slots, groups = (len(self.partial), len(self.arrivals)) if self._capacity else (0, 0)
-        self._capacity = {n: max(size + size // 2 + 256, self._capacity.get(n, 0)) for n, size in sizes.items()}
-        self.item_capacity = max(len(schedule.items) + max(len(schedule.items) // 4, 32), self.item_capacity)
-        self._capacity["items"] = self.item_capacity * ITEM_FIELDS
-        starts = {}
-        total = 0
-        for name in _TABLES:
-            starts[name] = total
-            total += -(-(self._capacity[name] + self._spare.get(name, 0)) // 32) * 32
-        self._host = np.zeros(total, np.int32)
-        self._buffer = torch.zeros(total, dtype=torch.int32, device=self._device)
-        ends = [*list(starts.values())[1:], total]
-        self._views = {n: self._host[a:b] for (n, a), b in zip(starts.items(), ends, strict=True)}
-        self.tables = {n: self._buffer[a:b] for (n, a), b in zip(starts.items(), ends, strict=True)}
-        self.tables["entry_mark"] = self.tables["entry_mark"].view(torch.int64)
-        slots = max(schedule.num_slots + max(schedule.num_slots // 4, 64), slots)
-        groups = max(schedule.num_groups + max(schedule.num_groups // 4, 64), groups)
-        shape = (slots, self.heads, self.config.group_rows)
-        self.partial = torch.empty(*shape, self._width, dtype=self._dtype, device=self._device)
-        self.partial_lse = torch.empty(shape, dtype=torch.float32, device=self._device)
-        self.arrivals = torch.zeros(groups, self.heads, dtype=torch.int32, device=self._device)
-
-
-def _entry_size(block_size: int, config: KernelConfig) -> int:
-    """The largest part of a block that fits a round of every kind."""
-    most = min(config.narrow_keys, config.wide_keys, config.edge_keys)
-    return max(size for size in range(1, most + 1) if block_size % size == 0)
 
 
 class TritonPlan:
@@ -132,7 +48,7 @@ class TritonPlan:
             raise ValueError(f"backend 'triton' needs a CUDA device, the pool is on {allocator.device}; use 'torch'")
         self._allocator = allocator
         self._tree = tree
-        self._launches: dict[int, _Launch] = {}
+        self._launches: dict[int, Launch] = {}
 
     @property
     def branch_ids(self) -> tuple[int, ...]:
@@ -161,7 +77,7 @@ class TritonPlan:
             return replace(tree, lengths=self._allocator.lengths(ids).astype(np.int32))
         return plan_tree(self._allocator, ids, tree.q_lens.tolist())
 
-    def launch_for(self, q_heads: int, config: KernelConfig | None = None, rule: CostRule | None = None) -> _Launch:
+    def launch_for(self, q_heads: int, config: KernelConfig | None = None, rule: CostRule | None = None) -> Launch:
         """The schedule for `q_heads`, made at the first call. `config` and `rule` replace those of the tuning table."""
         launch = self._launches.get(q_heads)
         if launch is None or config is not None or rule is not None:
@@ -170,13 +86,19 @@ class TritonPlan:
                 raise ValueError(f"{group} query heads to a kv head is over the kernel's limit of {_MAX_GROUP}")
             if self._allocator.head_dim > 256:
                 raise ValueError(f"head_dim {self._allocator.head_dim} is over the kernel's limit of 256")
-            config = config or _config(self._allocator, q_heads)
-            if rule is None:
-                head_bytes = padded_head_dim(self._allocator.head_dim) * self._allocator.k_cache.element_size()
-                rule = fitted_rule(group, multiprocessors(self._allocator.device), head_bytes / 256)
-            launch = self._launches[q_heads] = _Launch(self._allocator, group, config, rule)
+            launch = self._launches[q_heads] = self._launch(group, config or _config(self._allocator, q_heads), rule)
             launch.load(self._tree)
         return launch
+
+    def _launch(self, group: int, config: KernelConfig, rule: CostRule | None) -> Launch:
+        pool = self._allocator
+        units = multiprocessors(pool.device)
+        scale = padded_head_dim(pool.head_dim) * pool.k_cache.element_size() / 256
+        apart = None
+        if config == shipped_config(pool.dtype, pool.head_dim, _capability(pool.device)) and 1 < group < 8:
+            wide = shipped_apart(pool.dtype, pool.head_dim)
+            apart = None if wide is None else Apart(wide, rule or fitted_rule(group, units, scale), _LEAST_APART)
+        return Launch(pool, group, config, rule or fitted_rule(group, units, scale, config.pairs), apart)
 
 
 def plan_triton(allocator: PhysicalKVAllocator, tree: TreePlan) -> TritonPlan:
@@ -209,30 +131,52 @@ def attend_triton(
     result = out if out.stride(2) == 1 else torch.empty_like(out, memory_format=torch.contiguous_format)
     capturing = q.is_cuda and torch.cuda.is_current_stream_capturing()
     items = launch.item_capacity if capturing else launch.num_items
-    config, tables = launch.config, launch.tables
-    tree_attention_kernel[(items * launch.heads,)](
+    tables = launch.tables
+    arguments = (
         q, allocator.k_cache[layer], allocator.v_cache[layer], result, launch.partial, launch.partial_lse,
         launch.arrivals, launch.partial_lse if sinks is None else sinks,
-        *(tables[name] for name in _TABLES),
-        q.stride(0), q.stride(1), result.stride(0), result.stride(1),
+    )  # fmt: skip
+    numbers = (
+        *(tables[name] for name in TABLES), q.stride(0), q.stride(1), result.stride(0), result.stride(1),
         scale, 0.0 if softcap is None else softcap, 0 if window is None else window,
-        HEADS=launch.heads, GROUP=q_heads // launch.heads, GROUP_PAD=launch.group_pad, D=head_dim,
-        D_PAD=padded_head_dim(head_dim), ENTRY=launch.entry, GROUP_ROWS=config.group_rows,
-        WIDE_ROWS=config.wide_rows, WIDE_KEYS=config.wide_keys, WIDE_STAGES=config.wide_stages,
-        EDGE_KEYS=config.edge_keys, EDGE_STAGES=config.edge_stages, NARROW_KEYS=config.narrow_keys,
-        NARROW_STAGES=config.narrow_stages,
-        MERGE_ROWS=merge_rows(config), MERGE_STAGES=config.merge_stages,
-        THREADS=32 * config.warps, HAS_WINDOW=window is not None,
-        HAS_SOFTCAP=softcap is not None, HAS_SINKS=sinks is not None,
-        num_warps=config.warps, maxnreg=config.max_registers,
+    )  # fmt: skip
+    constants = {
+        "HEADS": launch.heads, "GROUP": q_heads // launch.heads, "GROUP_PAD": launch.group_pad, "D": head_dim,
+        "D_PAD": padded_head_dim(head_dim), "ENTRY": launch.entry, "GROUP_ROWS": launch.config.group_rows,
+        "HAS_WINDOW": window is not None, "HAS_SOFTCAP": softcap is not None, "HAS_SINKS": sinks is not None,
+    }  # fmt: skip
+    beside = launch.apart and q.is_cuda
+    if launch.apart:
+        config = launch.wide_config
+        wide_attention_kernel[(multiprocessors(allocator.device),)](
+            *arguments, tables["wide_items"], tables["wide_count"], *numbers, **constants, **_wide_sizes(config),
+            AHEAD=beside, num_warps=config.warps, maxnreg=config.max_registers,
+        )  # fmt: skip
+    if not items:
+        return result if result is out else out.copy_(result)
+    config = launch.config
+    tree_attention_kernel[(items * launch.heads,)](
+        *arguments, tables["items"], *numbers, **constants, **_wide_sizes(config), NARROW_KEYS=config.narrow_keys,
+        NARROW_STAGES=config.narrow_stages, MERGE_ROWS=merge_rows(config), MERGE_STAGES=config.merge_stages,
+        BEHIND=beside, num_warps=config.warps, maxnreg=config.max_registers, launch_pdl=beside,
     )  # fmt: skip
     return result if result is out else out.copy_(result)
 
 
+def _wide_sizes(config: KernelConfig) -> dict[str, int]:
+    return {
+        "WIDE_ROWS": config.wide_rows, "WIDE_KEYS": config.wide_keys, "WIDE_STAGES": config.wide_stages,
+        "EDGE_KEYS": config.edge_keys, "EDGE_STAGES": config.edge_stages, "THREADS": 32 * config.warps,
+    }  # fmt: skip
+
+
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
 def _config(allocator: PhysicalKVAllocator, q_heads: int) -> KernelConfig:
     device = allocator.device
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    shipped = shipped_config(allocator.dtype, allocator.head_dim, capability)
+    shipped = shipped_config(allocator.dtype, allocator.head_dim, _capability(device))
     if shipped is not None:
         return shipped
     options = candidates(allocator.dtype)

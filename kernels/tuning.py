@@ -33,14 +33,19 @@ class KernelConfig:
     group_rows: int = 16
     merge_rows: int = 16
     merge_stages: int = 8
+    pairs: int = 1
+    """How many times two programs are expected to fit a multiprocessor."""
 
 
-# 128 registers and under 113 KB of shared memory: two programs fit a multiprocessor, one of each kind at best.
+# 128 registers. Of 8 warps and under 113 KB of shared memory two programs fit a multiprocessor, of 4 warps and 56 KB
+# four: those hide each other's waits better, and read what is shared more often.
 _HOPPER = {
     64: KernelConfig(128, 64, 3, 128, 3, max_registers=128),
-    128: KernelConfig(128, 64, 2, 64, 3, max_registers=128),
+    128: KernelConfig(64, 32, 2, 64, 2, edge_stages=2, warps=4, max_registers=128, merge_stages=6, pairs=2),
     256: KernelConfig(64, 32, 2, 32, 3, edge_stages=2, max_registers=128, merge_stages=6),
 }
+# Beside one of 8 warps there is room for two of 4.
+_HOPPER_APART = {128: KernelConfig(128, 64, 2, 64, 3, max_registers=128)}
 _SINGLE = KernelConfig(0, 32, 2, 32, 2)  # fp32 runs without tensor cores: narrow tiles only
 _HALF_CANDIDATES = (
     KernelConfig(128, 64, 2, 64, 3, max_registers=128),
@@ -76,6 +81,11 @@ def shipped_config(dtype: torch.dtype, head_dim: int, capability: tuple[int, int
     if capability is not None and capability[0] != 9:
         return None
     return _SINGLE if dtype == torch.float32 else _HOPPER[min(max(padded_head_dim(head_dim), 64), 256)]
+
+
+def shipped_apart(dtype: torch.dtype, head_dim: int) -> KernelConfig | None:
+    """What a launch of wide items alone uses beside one of `shipped_config`; None where there is no such launch."""
+    return None if dtype == torch.float32 else _HOPPER_APART.get(padded_head_dim(head_dim))
 
 
 def cache_path() -> Path:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from frtool.bench.attention_cases import build_case, level_case
 from frtool.kernels.cost import CostRule, TileShape
 from frtool.kernels.plan import TreePlan, plan_tree
-from frtool.kernels.schedule import MERGE, NARROW, WIDE, Schedule, grown, schedule_tree
+from frtool.kernels.schedule import MERGE, NARROW, WIDE, Schedule, grown, schedule_apart, schedule_tree
 
 SHAPE = TileShape(group_queries=4, tile_groups=8, wide_keys=64, narrow_keys=64, entry=16)
 
@@ -127,6 +127,27 @@ def test_parts_have_slots_of_their_own_and_one_item_merges_them(
     assert np.array_equal(merged, has_wide & in_parts)
     for item in schedule.items[kinds == NARROW]:
         assert item[6] == merged[item[4]]
+
+
+def test_wide_items_come_first_where_they_have_a_launch_of_their_own() -> None:
+    pool, ids = build_case(
+        level_case("tree", (1, 256), (2048, 64)), kv_heads=1, head_dim=1, block_size=16, layers=1, device="cpu",
+        dtype=torch.float32,
+    )  # fmt: skip
+    tree = plan_tree(pool, ids)
+    schedule = schedule_apart(tree, SHAPE, 8, CostRule(132))
+    assert schedule is not None
+    kinds = schedule.items[:, 0].tolist()
+    assert kinds == sorted(kinds, key=[WIDE, NARROW, MERGE].index)
+    assert np.array_equal(reads(tree, SHAPE, schedule), expected_reads(tree))
+
+
+def test_wide_items_with_nothing_beside_them_stay_in_one_launch() -> None:
+    pool, ids = build_case(
+        level_case("tree", (1, 256), (2048, 16)), kv_heads=1, head_dim=1, block_size=16, layers=1, device="cpu",
+        dtype=torch.float32,
+    )  # fmt: skip
+    assert schedule_apart(plan_tree(pool, ids), SHAPE, 8, CostRule(132, masked_key=0.02)) is None
 
 
 def test_without_sharing_there_are_no_wide_items_and_nothing_to_merge() -> None:

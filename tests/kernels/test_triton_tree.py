@@ -15,8 +15,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from frtool.kernels.allocator import PhysicalKVAllocator
 from frtool.kernels.cost import CostRule
 from frtool.kernels.plan import plan_tree
+from frtool.kernels.reference import ReferencePlan, attend_reference
 from frtool.kernels.schedule import ITEM_FIELDS, MERGE
 
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -142,6 +144,64 @@ def test_who_merges_last_changes_no_bit(random_forest: Callable[..., Any]) -> No
         )
         outs.append(out)
     assert torch.equal(*outs)
+
+
+APART = CostRule(4, item=0.001, piece=0.001, narrow_key=0.02, masked_key=1.0)
+"""Takes wide items for what whole tiles share, and narrow ones for the rest."""
+
+
+def prompt_with_branches(group: int, query_count: int = 1) -> tuple[PhysicalKVAllocator, list[int], torch.Tensor]:
+    torch.manual_seed(group)
+    pool = PhysicalKVAllocator(400, 16, 1, 128, "cpu", 1, torch.float16)
+    pool.kv_cache.normal_()
+    root = pool.alloc_branch(170)
+    ids = [pool.alloc_branch(200 + i, root.branch_id, 170 - i % 2).branch_id for i in range(40)]
+    return pool, ids, torch.randn(40 * query_count, group, 128, dtype=torch.float16)
+
+
+def reference(pool: PhysicalKVAllocator, ids: list[int], q: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
+    out = torch.empty(q.shape, dtype=torch.float64)
+    plan = ReferencePlan(plan_tree(pool, ids, [len(q) // len(ids)] * len(ids)))
+    return attend_reference(q, pool, plan, out=out, dtype=torch.float64, **settings)
+
+
+@pytest.mark.parametrize(
+    ("group", "query_count", "options"),
+    [(4, 1, {}), (3, 1, {"window": 90}), (5, 2, {"softcap": 4.0}), (7, 1, {"sinks": True})],
+)
+def test_wide_items_in_a_launch_of_their_own_match_the_reference(
+    monkeypatch: pytest.MonkeyPatch, group: int, query_count: int, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(triton_tree, "_LEAST_APART", 0.0)
+    pool, ids, q = prompt_with_branches(group, query_count)
+    if options.get("sinks"):
+        options = {"sinks": torch.randn(q.shape[1])}
+    plan = triton_tree.plan_triton(pool, plan_tree(pool, ids, [query_count] * 40))
+    launch = plan.launch_for(q.shape[1], rule=APART)
+    settings = {"scale": 128**-0.5, "window": None, "softcap": None, "sinks": None, "layer": 0, **options}
+    for _ in range(2):
+        assert launch.apart
+        assert launch.tables["wide_count"][0] > 0
+        launch.partial.fill_(torch.nan)
+        out = torch.full_like(q, torch.nan)
+        triton_tree.attend_triton(q, pool, plan, out=out, **settings)
+        assert not launch.arrivals.any()
+        assert relative_error(out, reference(pool, ids, q, settings)) < TOLERANCE[torch.float16]
+        pool.append_many(ids, [1] * len(ids))
+        plan.update()
+
+
+def test_graphs_go_stale_where_launches_are_joined_or_parted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_tree, "_LEAST_APART", 30.0)
+    pool, ids, q = prompt_with_branches(4)
+    whole = plan_tree(pool, ids)
+    plan = triton_tree.plan_triton(pool, whole)
+    launch = plan.launch_for(q.shape[1], rule=APART)
+    assert launch.apart
+    assert plan.update(whole)
+    assert not plan.update(plan_tree(pool, ids[:2]))
+    assert not launch.apart
+    assert not plan.update(whole)
 
 
 def test_a_plan_follows_growth_forks_and_prunes_in_the_same_buffers(random_forest: Callable[..., Any]) -> None:

@@ -1,0 +1,141 @@
+"""A tree's schedule in device buffers that captured graphs can keep reading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .allocator import PhysicalKVAllocator
+from .cost import CostRule, TileShape, shared_load
+from .plan import TreePlan
+from .schedule import ITEM_FIELDS, WIDE, Schedule, grown, schedule_apart, schedule_tree
+from .tuning import KernelConfig, merge_rows, padded_head_dim
+
+TABLES = ("entry_block", "entry_mark", "query_token", "query_pos")
+"""What every item's fields point into."""
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """How wide items run where a launch of their own pays."""
+
+    config: KernelConfig
+    rule: CostRule
+    least: float
+    """`shared_load` from which on it does."""
+
+
+class Launch:
+    """A schedule for one number of query heads, in device buffers of fixed capacity.
+
+    Captured graphs hold the buffers' addresses and the capacity's grid: as long as `load` returns True they stay valid.
+    """
+
+    def __init__(
+        self, allocator: PhysicalKVAllocator, group: int, config: KernelConfig, rule: CostRule, apart: Apart | None
+    ) -> None:
+        self.config = config
+        self.rule = rule
+        self.wide_config = config if apart is None else apart.config
+        self._apart = apart
+        self.apart = False
+        """Whether wide items have a launch of their own."""
+        self.heads = allocator.num_kv_heads
+        self.group_pad = 1 << (group - 1).bit_length()
+        self.entry = _entry_size(allocator.block_size, config)
+        self._device = allocator.device
+        self._dtype = allocator.dtype
+        self._width = padded_head_dim(allocator.head_dim)
+        # What the kernel reads past the end: the next round's entries, a tile of queries.
+        entries = 2 * max(config.wide_keys, config.narrow_keys, self.wide_config.wide_keys) // self.entry + 2
+        queries = max(config.wide_rows, config.group_rows, self.wide_config.wide_rows)
+        self._spare = {"query_token": queries, "query_pos": queries}
+        self._spare |= {"entry_block": entries, "entry_mark": 2 * entries}
+        self._capacity: dict[str, int] = {}
+        self.item_capacity = 0
+        self.partial: torch.Tensor
+        self.arrivals: torch.Tensor
+        self._loaded: tuple[Schedule, TreePlan] | None = None
+
+    def load(self, tree: TreePlan) -> bool:
+        """Schedule `tree` and copy it to the device; False if buffers had to grow or launches to be parted."""
+        schedule = None
+        before = self.apart
+        if self._loaded is not None:
+            schedule = grown(*self._loaded, tree, self.entry)
+        if schedule is None:
+            schedule = self._schedule(tree)
+        self._loaded = (schedule, tree)
+        wide = int(np.count_nonzero(schedule.items[:, 0] == WIDE)) if self.apart else 0
+        self.num_items = len(schedule.items) - wide
+        tables = {name: getattr(schedule, name).view(np.int32) for name in TABLES}
+        tables |= {"wide_items": schedule.items[:wide].ravel(), "items": schedule.items[wide:].ravel()}
+        tables["wide_count"] = np.array([wide], np.int32)
+        sizes = {name: len(table) for name, table in tables.items()}
+        fits = self.apart == before and all(sizes[n] <= self._capacity.get(n, -1) for n in sizes)
+        fits = fits and schedule.num_slots <= len(self.partial) and schedule.num_groups <= len(self.arrivals)
+        if not fits:
+            self._allocate(schedule, sizes)
+        self._host[:] = 0
+        self._views["query_token"][:] = -1
+        for name, table in tables.items():
+            self._views[name][: len(table)] = table
+        staging = torch.from_numpy(self._host)
+        if self._device.type == "cuda":
+            staging = staging.pin_memory()  # the caching host allocator keeps it until the copy is done
+        self._buffer.copy_(staging, non_blocking=True)
+        return fits
+
+    def _schedule(self, tree: TreePlan) -> Schedule:
+        if self._apart is not None:
+            # Once apart, a tree stays so until it has lost half of what it shares: its graphs are captured so.
+            least = self._apart.least / 2 if self.apart else self._apart.least
+            queries = self._apart.config.wide_rows // self.group_pad
+            if shared_load(tree, self.heads, queries, self._apart.rule.multiprocessors) >= least:
+                shape = self._shape(self._apart.config)
+                schedule = schedule_apart(tree, shape, self.heads, self._apart.rule)
+                if schedule is not None:
+                    self.apart = True
+                    return schedule
+        self.apart = False
+        return schedule_tree(tree, self._shape(self.config), self.heads, self.rule)
+
+    def _shape(self, wide: KernelConfig) -> TileShape:
+        config = self.config
+        return TileShape(
+            config.group_rows // self.group_pad, wide.wide_rows // config.group_rows, wide.wide_keys,
+            config.narrow_keys, self.entry, max(merge_rows(config) // config.group_rows, 1),
+        )  # fmt: skip
+
+    def _allocate(self, schedule: Schedule, sizes: dict[str, int]) -> None:
+        # Never less than before, or graphs of a tree that sways would go stale again and again. Tables grow with every
+        # token, and room in them costs nothing; room for items is paid for with programs that find nothing to do.
+        slots, groups = (len(self.partial), len(self.arrivals)) if self._capacity else (0, 0)
+        self._capacity = {n: max(size + size // 2 + 256, self._capacity.get(n, 0)) for n, size in sizes.items()}
+        self.item_capacity = max(self.num_items + max(self.num_items // 4, 32), self.item_capacity)
+        self._capacity["items"] = self.item_capacity * ITEM_FIELDS
+        starts = {}
+        total = 0
+        for name in sizes:
+            starts[name] = total
+            total += -(-(self._capacity[name] + self._spare.get(name, 0)) // 32) * 32
+        self._host = np.zeros(total, np.int32)
+        self._buffer = torch.zeros(total, dtype=torch.int32, device=self._device)
+        ends = [*list(starts.values())[1:], total]
+        self._views = {n: self._host[a:b] for (n, a), b in zip(starts.items(), ends, strict=True)}
+        self.tables = {n: self._buffer[a:b] for (n, a), b in zip(starts.items(), ends, strict=True)}
+        self.tables["entry_mark"] = self.tables["entry_mark"].view(torch.int64)
+        slots = max(schedule.num_slots + max(schedule.num_slots // 4, 64), slots)
+        groups = max(schedule.num_groups + max(schedule.num_groups // 4, 64), groups)
+        shape = (slots, self.heads, self.config.group_rows)
+        self.partial = torch.empty(*shape, self._width, dtype=self._dtype, device=self._device)
+        self.partial_lse = torch.empty(shape, dtype=torch.float32, device=self._device)
+        self.arrivals = torch.zeros(groups, self.heads, dtype=torch.int32, device=self._device)
+
+
+def _entry_size(block_size: int, config: KernelConfig) -> int:
+    """The largest part of a block that fits a round of every kind."""
+    most = min(config.narrow_keys, config.wide_keys, config.edge_keys)
+    return max(size for size in range(1, most + 1) if block_size % size == 0)
