@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterable, Iterator
 
 from .events import Event
 from .protocols import Forest, OutOfMemory
-from .run import Search, failed
+from .run import Scoring, Search, failed
 
 Start = Callable[[], Search]
 """Plants a generator in the forest and begins its search. It may raise; OutOfMemory asks to be called again later."""
 
 
 def run_forest(
-    forest: Forest, starts: Iterable[Start | None], interrupted: Callable[[], bool] = lambda: False
+    forest: Forest,
+    starts: Iterable[Start | None],
+    interrupted: Callable[[], bool] = lambda: False,
+    score: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, Event]]:
     """Run the searches that `starts` begin, in that order, and yield every event with the place of its search.
 
@@ -21,16 +24,22 @@ def run_forest(
     none yet, and the forest asks again after its next pass. One that fails ends with the reason 'failed: …', and the
     others go on; so does one that finds no memory, with 'memory' (the youngest, when there is none for any). An error
     of the forest itself ends all that are under way and is raised. After `interrupted()` none is begun.
+
+    `score` computes what the scorers of the searches have been asked for, when all that can ask have.
     """
     queue = _Queue(starts)
     active: dict[int, Search] = {}
+    asking: list[int] = []
 
     def advance(place: int, error: Exception | None = None) -> Iterator[tuple[int, Event]]:
-        """Let a search go on until it waits for the model or ends."""
+        """Let a search go on until it waits for the model, asks its scorer or ends."""
         search = active[place]
         try:
             event = search.throw(error) if error is not None else next(search)
             while event is not None:
+                if isinstance(event, Scoring):
+                    asking.append(place)
+                    return
                 yield place, event
                 event = next(search)
         except StopIteration:
@@ -41,7 +50,18 @@ def run_forest(
     try:
         while True:
             for place in list(active):
-                yield from advance(place)
+                if place not in asking:
+                    yield from advance(place)
+            while asking:
+                try:
+                    score()
+                except Exception as error:
+                    for place in list(active):
+                        yield from advance(place, error)
+                    raise
+                answered, asking[:] = list(asking), []
+                for place in answered:
+                    yield from advance(place)
             while not interrupted() and (not active or forest.roomy) and queue.advance():
                 place, start = queue.first
                 try:

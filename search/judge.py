@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .protocols import Scorer, Step, Task, Verifier
+from .protocols import Scorer, SharingScorer, Step, Task, Verifier
 from .tree import Node, SearchTree
 
 
@@ -43,15 +43,21 @@ class Judge:
             self._verdicts[node.answer] = self._verifier.verify(node.answer)
         node.verified = self._verdicts[node.answer]
 
+    def ask(self, fresh: Sequence[tuple[Step, Node]], tree: SearchTree) -> bool:
+        """Tell the scorer what `reward` will be called for, where it can use that; whether it was told."""
+        judged = self._unjudged(fresh)
+        if not judged or not isinstance(self._scorer, SharingScorer):
+            return False
+        self._scorer.ask([node for _, node in judged], tree)
+        return True
+
     def reward(self, fresh: Sequence[tuple[Step, Node]], tree: SearchTree) -> None:
         """Set `reward`: the verdict where the verifier steers and a path has ended, else the scorer's value, in one
         call for all. Raises BadReward for a value outside of [0, 1]."""
-        judged = []
-        for step, node in fresh:
+        for _, node in fresh:
             if self._steer and node.verified is not None:
                 node.reward = float(node.verified)
-            else:
-                judged.append((step, node))
+        judged = self._unjudged(fresh)
         if not judged:
             return
         for (_, node), reward in zip(judged, self._values(judged, tree), strict=True):
@@ -59,6 +65,10 @@ class Judge:
                 name = self._scorer.name if self._scorer is not None else "the generator"
                 raise BadReward(f"{name} gave node {node.id} the reward {reward}, outside of [0, 1]")
             node.reward = None if reward is None else min(max(reward, 0.0), 1.0)
+
+    def _unjudged(self, fresh: Sequence[tuple[Step, Node]]) -> list[tuple[Step, Node]]:
+        """Those that the scorer values."""
+        return [(step, node) for step, node in fresh if not (self._steer and node.verified is not None)]
 
     def _values(self, judged: Sequence[tuple[Step, Node]], tree: SearchTree) -> Sequence[float | None]:
         if self._scorer is None:

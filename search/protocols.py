@@ -50,9 +50,9 @@ class Step:
     read_tokens: int = 0
     """Tokens that the reading took."""
     intervals: tuple[float, ...] = ()
-    """For each of `tokens`, the end token included, the lower and the upper edge of the uniform numbers that draw it
-    after those before it, one pair after the other, in [0, 1]; (0, 0) where it was not left to chance. Empty where the
-    generator does not know them."""
+    """Of a step that was asked for with a `uniform`: for each of `tokens`, the end token included, the lower and the
+    upper edge of the numbers that draw it after those before it, one pair after the other, in [0, 1]; (0, 0) for those
+    of the prefix. Empty for other steps, and where the generator does not know them."""
 
 
 class OutOfMemory(RuntimeError):
@@ -152,6 +152,14 @@ class Scorer(Protocol):
 
         The nodes are kept, so the generator holds the KV of their paths; they are not yet attached to the tree.
         """
+
+
+@runtime_checkable
+class SharingScorer(Scorer, Protocol):
+    """A scorer that can compute for several searches at once."""
+
+    def ask(self, nodes: Sequence[Node], tree: SearchTree) -> None:
+        """Say what the next `score` will be called for. What computes for all has its chance in between."""
 
 
 class Task(Protocol):

@@ -71,8 +71,14 @@ def run_search(
     return cast(Iterator[Event], run.events(RunStarted(prompt, config or {}, model or {}, generator.prompt_tokens)))
 
 
-Search = Coroutine[Event | None, None, None]
-"""A search that can be driven step by step: events, and None where it waits for its generator."""
+class Scoring:
+    """What a search yields where it has told its scorer what it will ask for."""
+
+
+SCORING = Scoring()
+Search = Coroutine[Event | Scoring | None, None, None]
+"""A search that can be driven step by step: events, SCORING where it waits for its scorer, and None where it waits for
+its generator."""
 
 
 def pausing_search(
@@ -92,7 +98,8 @@ def pausing_search(
     prompt: str = "",
     tick_seconds: float = 0.1,
 ) -> Search:
-    """`run_search` that yields None each time before it polls the generator, so that many can share one pass."""
+    """`run_search` that yields None each time before it polls the generator, and SCORING each time before it scores
+    where the scorer can share passes, so that many can share one pass."""
     judge = Judge(task, scorer, verifier, steer=steer, max_depth=max_depth)
     run = _Run(algorithm, generator, task, judge, budget, interrupted, clock, tick_seconds, pauses=True)
     return run.events(RunStarted(prompt, config or {}, model or {}, generator.prompt_tokens))
@@ -176,7 +183,7 @@ class _Run:
         if error is not None:
             raise error
 
-    def _search(self) -> Coroutine[Event | None, None, str]:
+    def _search(self) -> Coroutine[Event | Scoring | None, None, str]:
         generator, algorithm, tree = self.generator, self.algorithm, self.tree
         while True:
             reason = self._stop()
@@ -246,11 +253,11 @@ class _Run:
             self.turn += 1
         return ready
 
-    def _salvage(self) -> Iterator[Event]:
+    def _salvage(self) -> Iterator[Event | Scoring]:
         """Let the finished steps that wait for their turn join the tree, because no turn will come."""
         return self._settle(sorted(self.finished.items()), told=False)
 
-    def _settle(self, ready: list[tuple[int, Step]], told: bool = True) -> Iterator[Event]:
+    def _settle(self, ready: list[tuple[int, Step]], told: bool = True) -> Iterator[Event | Scoring]:
         """Turn finished steps into nodes, score them in one call, and tell the algorithm of one after the other."""
         tree = self.tree
         results: list[tuple[Step, Node, bool]] = []
@@ -266,6 +273,8 @@ class _Run:
             results.append((step, node, new))
         fresh = [(step, node) for step, node, new in results if new]
         before = self.generator.scorer_tokens
+        if self.pauses and self.judge.ask(fresh, tree):
+            yield SCORING
         self.judge.reward(fresh, tree)
         judge_tokens = self.generator.scorer_tokens - before
         for step, node, new in results:

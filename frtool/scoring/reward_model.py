@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from frtool.engine.flight import nan_error
-from frtool.errors import UsageError
+from frtool.errors import FrtoolError, UsageError
 from frtool.kernels.allocator import OutOfBlocks
 from frtool.search.protocols import OutOfMemory, Step
 from frtool.search.tree import Node, SearchTree
 
 from .layout import PathLayout, common_prefix
 from .preset import RewardPreset
-from .reading import PASS_TOKENS, Reading, make_room, read_last
-from .reward_pool import RewardPool
+from .reading import PASS_TOKENS, Reading
+from .reward_pool import Asked, RewardPool
 
 if TYPE_CHECKING:
     from frtool.models.load import LoadedModel
@@ -94,24 +94,38 @@ class RewardModelScorer:
         pool.holders.append(self)
         self._root: _Held | None = None
         self._held: dict[Node, _Held] = {}  # longest unused first
+        self._asked: list[Asked] = []
+        self._answers: dict[Node, float] = {}
+        self.failure: Exception | None = None
+        """Why the last answer could not be had."""
 
-    @torch.inference_mode()
-    def score(self, nodes: Sequence[Node], steps: Sequence[Step], tree: SearchTree) -> list[float]:
-        """Raises OutOfMemory where a path does not fit into the empty pool, FrtoolError for NaN."""
+    def ask(self, nodes: Sequence[Node], tree: SearchTree) -> None:
+        """What the next `score` is for, so that the pool's next `answer` reads it besides what others ask."""
         if self not in self._pool.holders:  # it was cleared
             self._pool.holders.append(self)
         self._leave()
-        values = [0.0] * len(nodes)
-        jobs: list[tuple[int, list[int]]] = []
-        for index, node in enumerate(nodes):
+        self._answers.clear()
+        self._asked = []
+        for node in nodes:
             ids = self._layout.ids([at.text for at in node.path()[1:]])
             if len(ids) > self._loaded.max_positions:
                 self.too_long += 1
+                self._answers[node] = 0.0
             else:
-                jobs.append((index, ids))
-        while jobs:
-            jobs = self._pass(jobs, nodes, values)
-        return values
+                self._asked.append(Asked(self, node, ids))
+        if self not in self._pool.asking:
+            self._pool.asking.append(self)
+
+    def score(self, nodes: Sequence[Node], steps: Sequence[Step], tree: SearchTree) -> list[float]:
+        """Raises OutOfMemory where a path does not fit into the empty pool, FrtoolError for NaN."""
+        if self.failure is None and not all(node in self._answers for node in nodes):
+            if self not in self._pool.asking:
+                self.ask(nodes, tree)
+            self._pool.answer()
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+        return [self._answers[node] for node in nodes]
 
     def warm(self, nodes: Sequence[Node], tree: SearchTree) -> None:
         """Read the question, and the paths to nodes that were scored in another process, at nobody's cost."""
@@ -126,8 +140,10 @@ class RewardModelScorer:
 
     def clear(self) -> None:
         """Free everything, the question too, and leave the pool."""
-        if self in self._pool.holders:
-            self._pool.holders.remove(self)
+        for members in (self._pool.holders, self._pool.asking):
+            if self in members:
+                members.remove(self)
+        self._answers.clear()
         for held in self._held.values():
             self.allocator.free_branch(held.branch_id)
         self._held.clear()
@@ -142,9 +158,10 @@ class RewardModelScorer:
         for node in [node for node in self._held if node.state != "open" or node.terminal is not None]:
             self.allocator.free_branch(self._held.pop(node).branch_id)
 
-    def _fork(self, node: Node, ids: list[int]) -> tuple[int, int]:
+    def fork(self, asked: Asked) -> tuple[int, int]:
         """A branch with the longest known beginning of a path but its last token, and how many tokens that is."""
-        at = node.parent
+        ids = asked.ids
+        at = None if asked.node is None else asked.node.parent
         while at is not None and at not in self._held:
             at = at.parent
         held = self._root if at is None else self._held[at]
@@ -170,42 +187,39 @@ class RewardModelScorer:
 
     # Reading
 
-    def _pass(
-        self, waiting: list[tuple[int, list[int]]], nodes: Sequence[Node], values: list[float]
-    ) -> list[tuple[int, list[int]]]:
-        """Read as many of the waiting paths as fit into one forward pass; return the rest."""
-        if self._root is None and not self._held:
-            self._read_question()
-        jobs: list[Reading] = []
+    def missing(self) -> list[Asked]:
+        """The question, where nothing of it is in KV. One that is longer than a pass is read at once."""
+        ids = self._layout.root
+        if not ids or self._root is not None or self._held:
+            return []
+        if len(ids) <= PASS_TOKENS:
+            return [Asked(self, None, ids)]
         try:
-            total = 0
-            for index, ids in waiting:
-                branch_id, start = self._fork(nodes[index], ids)
-                jobs.append(Reading(index, ids, branch_id, start))
-                total += len(ids) - start
-                if total > PASS_TOKENS and len(jobs) > 1:
-                    self.allocator.free_branch(jobs.pop().branch_id)
-                    break
-            make_room(self.allocator, jobs, self._pool.evict)
-            values_read: list[float] = self._values(read_last(self._pool.batch, jobs)).tolist()
-            self._count(sum(len(job.new) for job in jobs))
-            for job, value in zip(jobs, values_read, strict=True):
-                if value != value:
-                    raise nan_error(f"node {nodes[job.index].id}, in the reward model {self._loaded.name}")
-                values[job.index] = value
-        except BaseException:
-            for job in jobs:
-                self.allocator.free_branch(job.branch_id)
-            raise
-        for job in jobs:
-            node = nodes[job.index]
-            if node.terminal is not None or node in self._held:
-                self.allocator.free_branch(job.branch_id)
-            else:
-                self._held[node] = _Held(job.ids, job.branch_id)
-        return waiting[len(jobs) :]
+            self._read_question()
+        except (OutOfMemory, FrtoolError) as error:
+            self.failure = error
+        return []
 
-    def _values(self, out: torch.Tensor) -> torch.Tensor:
+    def asked(self) -> list[Asked]:
+        asked, self._asked = self._asked, []
+        return asked
+
+    def take(self, asked: Asked, reading: Reading, value: float) -> None:
+        node = asked.node
+        if value != value:
+            where = "the question" if node is None else f"node {node.id}"
+            self.failure = nan_error(f"{where}, in the reward model {self._loaded.name}")
+            self.allocator.free_branch(reading.branch_id)
+        elif node is None:
+            self._root = _Held(reading.ids, reading.branch_id)
+        else:
+            self._answers[node] = value
+            if node.terminal is not None or node in self._held:
+                self.allocator.free_branch(reading.branch_id)
+            else:
+                self._held[node] = _Held(reading.ids, reading.branch_id)
+
+    def values(self, out: torch.Tensor) -> torch.Tensor:
         """[R] in [0, 1], of float32 logits [R, vocab] or of the head's output [R, classes]."""
         preset = self._preset
         if preset.head == "lm":
@@ -225,7 +239,7 @@ class RewardModelScorer:
                 part = ids[start : start + PASS_TOKENS]
                 self._grow(branch_id, len(part))
                 out = self._pool.batch.forward([branch_id], [len(part)], part, [len(part) - 1])
-                self._count(len(part))
+                self.count(len(part))
                 if bool(out.isnan().any()):  # this also waits for the pass, whose input the next one overwrites
                     raise nan_error(f"the question, in the reward model {self._loaded.name}")
         except OutOfBlocks as error:
@@ -246,6 +260,6 @@ class RewardModelScorer:
                 if not self._pool.evict(error.needed):
                     raise
 
-    def _count(self, tokens: int) -> None:
+    def count(self, tokens: int) -> None:
         self.tokens += tokens
         self.spend(tokens)

@@ -122,7 +122,8 @@ class Many:
                     yield self._start(attempt, tick_seconds)
 
         try:
-            for place, event in run_forest(self.forest, starts(), self._interrupted.is_set):
+            score = self._pool.answer if self._pool is not None else lambda: None
+            for place, event in run_forest(self.forest, starts(), self._interrupted.is_set, score):
                 attempt = attempts[place]
                 if isinstance(event, Ended):
                     del attempts[place]
