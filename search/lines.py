@@ -110,10 +110,11 @@ class Lines:
         """The part of it where no line is under way."""
         return self._root.free
 
-    def draw(self, ordinal: int) -> tuple[tuple[int, ...], float | None]:
+    def draw(self, ordinal: int) -> tuple[tuple[int, ...], float]:
         """A prefix and a number for the token after it, for child `ordinal` to be a line that was neither seen nor is
-        under way. Nothing and None where there is no such."""
-        target = self._stream.uniform() * self._root.free
+        under way. Where there is no such, no prefix and any number."""
+        number = self._stream.uniform()
+        target = number * self._root.free
         path = [self._root]
         while (found := path[-1].find(target)) is not None:
             target, ahead = found
@@ -123,7 +124,11 @@ class Lines:
                 _measure(path)
                 return tuple(prefix.token for prefix in path[1:]), target
             path.append(ahead)
-        return (), None
+        return (), number
+
+    def has_drawn(self, ordinal: int) -> bool:
+        """Whether child `ordinal` was drawn here and is under way."""
+        return ordinal in self._under_way
 
     def add(self, step: Step) -> bool:
         """Add the line of a step. Whether it was new; without intervals nobody knows, and it is not."""

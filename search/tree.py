@@ -157,7 +157,7 @@ class SearchTree:
         """The first node of each state that the task can name."""
         self.journal: list[Event] = []
         self.blind = False
-        """Whether the generator does not tell where its tokens lie."""
+        """Whether the generator does not tell where the tokens lie that it was asked for."""
 
     def __getitem__(self, node_id: str) -> Node:
         return self.nodes[node_id]
@@ -231,9 +231,12 @@ class SearchTree:
 
     def learn(self, step: Step) -> bool:
         """Take in the line of a finished step where its parent remembers them; whether it is known to be new."""
-        self.blind = not step.intervals
         lines = self.nodes[step.parent].lines
-        return lines is not None and lines.add(step)
+        if lines is None:
+            return False
+        if lines.has_drawn(step.ordinal):
+            self.blind = not step.intervals
+        return lines.add(step)
 
     def backup(self, node: Node, value: float) -> None:
         """Add `value` and one visit to every node from `node` to the root."""

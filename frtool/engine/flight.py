@@ -73,8 +73,9 @@ class Reader:
         sealed = flight.sealed if flight else []
         judged = [*sealed, *flight.ended] if flight and self._reads_rewards else []
         if growing:
-            tokens, logprobs, edges = self._sampler.sample(self._to_sample(flight, joining), self._noise(growing))
-            lows, highs = edges.unbind(1)
+            placed = any(row.course for row in growing)
+            drawn = self._sampler.sample(self._to_sample(flight, joining), self._noise(growing), placed=placed)
+            tokens, logprobs, (lows, highs) = *drawn[:2], drawn[2].unbind(1)
         if flight is not None:
             first = len(flight.growing)
             if sealed:

@@ -231,7 +231,8 @@ class Forest:
         row.root.policy_tokens += 1
         row.sampled += 1
         row.logprob += logprob
-        row.intervals += (low, high)
+        if row.course:
+            row.intervals += (low, high)
         if token in self._end_ids:
             row.finish = "end"
         else:

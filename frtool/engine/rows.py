@@ -69,7 +69,7 @@ class Row:
     """Tokens drawn, the end token included."""
     logprob: float = 0.0
     intervals: list[float] = field(default_factory=list)
-    """Lower and upper edge of each token drawn, one after the other; see `Step`."""
+    """Lower and upper edge of each token drawn, one after the other, where it has a course; see `Step`."""
     finish: str | None = None
     """None while it grows, then as in `Step`."""
     reward: float | None = None
