@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from frtool.config import SearchConfig
+from frtool.config import VERDICTS, SearchConfig
 from frtool.errors import UsageError
 from frtool.search.options import OptionError
 from frtool.search.registry import ALGORITHMS, resolve_options
@@ -61,6 +61,11 @@ class Plan:
             raise UsageError("budgets, --limit and --path-steps must be at least 1, and --offset at least 0")
         if self.baseline_budgets and (min(self.baseline_budgets) < 1 or BASELINE not in self.algorithms):
             raise UsageError(f"--baseline-budgets must be at least 1, and needs {BASELINE} among --algorithms")
+        if self.search.scorer in VERDICTS:
+            raise UsageError(
+                f"--scorer {self.search.scorer} would show the search the right answer",
+                hint="choose from auto, reward, logprob, self-eval, prm",
+            )
         strangers = set(self.options) - set(self.algorithms)
         if strangers:
             raise UsageError(f"an option is for {min(strangers)}, which is not among --algorithms")
@@ -85,7 +90,7 @@ class Plan:
         if algorithm == GREEDY:
             return [None]
         more = self.baseline_budgets if algorithm == BASELINE else ()
-        return sorted({*self.budgets, *more})
+        return [*sorted({*self.budgets, *more})]
 
     def seeds_of(self, cell: Cell) -> tuple[int, ...]:
         return self.seeds[:1] if cell.algorithm == GREEDY else self.seeds
@@ -113,7 +118,17 @@ class Plan:
     def record(self) -> dict[str, Any]:
         """Everything that decides the results, as JSON values."""
         search = self.search.record()
-        for name in ("prompt", "algorithm", "algorithm_options", "seed", "steps", "batch", "kv_memory", "block_size"):
+        for name in (
+            "prompt",
+            "algorithm",
+            "algorithm_options",
+            "seed",
+            "steps",
+            "batch",
+            "kv_memory",
+            "block_size",
+            "swap_space",
+        ):
             search.pop(name, None)
         return {"search": search, "options": self.options, "path_steps": self.path_steps}
 
