@@ -77,6 +77,7 @@ class PhysicalKVAllocator(BlockLedger):
         tokens = self.kv_cache.view(-1, num_kv_heads * head_dim)
         self._tokens_from = [tokens[layer * num_blocks * block_size :] for layer in range(num_layers)]
         self._heads_from = [rows.view(-1, head_dim) for rows in self._tokens_from]
+        self._layers = [(self._slot_view[0, layer], self._slot_view[1, layer]) for layer in range(num_layers)]
         self.block_bytes = self.kv_cache.element_size() * self.kv_cache.numel() // num_blocks
 
         self._scratch: dict[str, torch.Tensor] = {}
@@ -89,15 +90,16 @@ class PhysicalKVAllocator(BlockLedger):
         if not 0 <= layer < self.num_layers:
             raise ValueError(f"layer {layer} is not one of the pool's {self.num_layers}")
         expected = (slots.shape[0], self.num_kv_heads, self.head_dim)
-        if tuple(k.shape) != expected or tuple(v.shape) != expected:
+        if k.shape != expected or v.shape != expected:
             raise ValueError(f"K and V must be {expected}, not {tuple(k.shape)} and {tuple(v.shape)}")
         if k.is_cuda:
             from .write_kernel import write_tokens  # Triton does not exist on every platform
 
             write_tokens(k, v, self._slot_view[0, layer], self._slot_view[1, layer], slots)
             return
-        self._slot_view[0, layer].index_copy_(0, slots, k.to(self.dtype))
-        self._slot_view[1, layer].index_copy_(0, slots, v.to(self.dtype))
+        keys, values = self._layers[layer]
+        keys.index_copy_(0, slots, k.to(self.dtype))
+        values.index_copy_(0, slots, v.to(self.dtype))
 
     def rows_from(self, layer: int, *, by_token: bool) -> torch.Tensor:
         """The cache from the K of a layer on, in rows: a view `[rows, head_dim]`, (slot, head) after (slot, head), or

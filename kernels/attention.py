@@ -105,7 +105,8 @@ def tree_attention(
         out = make(q, memory_format=torch.contiguous_format)
     settings = {"layer": layer, "scale": scale, "window": window, "softcap": softcap, "sinks": sinks}
     attend = _attend(plan.backend)
-    if plan.backend == "triton":  # a captured launch serves later plans too, with more queries among the same rows
+    # A captured launch serves later plans too, with more queries among the same rows.
+    if plan.backend == "triton" or asked == q.shape[0]:
         attend(q, allocator, plan, out=out, **settings)
     else:
         attend(q[:asked], allocator, plan, out=out[:asked], **settings)

@@ -35,7 +35,9 @@ class PackedDecoderLayer(nn.Module):
         self.up = PackedLinear(mlp.up_proj)
         self.down = PackedLinear(mlp.down_proj)
         self.norms = nn.ModuleList([layer.input_layernorm, layer.post_attention_layernorm])
+        self._before, self._between = (_Norm(norm) for norm in self.norms)
         self.head_norms = nn.ModuleList([block.q_norm, block.k_norm]) if hasattr(block, "q_norm") else None
+        self._of_heads = None if self.head_norms is None else tuple(_Norm(norm) for norm in self.head_norms)
         self.window = _window(block)
         if hasattr(layer, "attention_type"):
             self.attention_type = layer.attention_type
@@ -65,7 +67,7 @@ class PackedDecoderLayer(nn.Module):
         batch, length, _ = hidden_states.shape
         dim = block.head_dim
         heads, kv_heads = (width // dim for width in self.qkv.widths[:2])
-        qkv = self.qkv(_norm(self.norms[0], hidden_states)).view(batch, length, heads + 2 * kv_heads, dim)
+        qkv = self.qkv(self._before(hidden_states)).view(batch, length, heads + 2 * kv_heads, dim)
         both, value = self._split(qkv, heads, kv_heads)
         cos, sin = (turn.unsqueeze(2) for turn in position_embeddings)
         rotated = _rotate(both, cos, _signed(sin)).transpose(1, 2)
@@ -100,7 +102,7 @@ class PackedDecoderLayer(nn.Module):
         mixed = tree.common.get(heads)
         if mixed is None:
             mixed = tree.common[heads] = x.new_zeros(rows, heads, dim)
-        qkv = self.qkv(_norm(self.norms[0], x)).view(rows, heads + 2 * kv_heads, dim)
+        qkv = self.qkv(self._before(x)).view(rows, heads + 2 * kv_heads, dim)
         if real < rows:
             qkv = qkv[:real]
         both, value = self._split(qkv, heads, kv_heads)
@@ -120,7 +122,7 @@ class PackedDecoderLayer(nn.Module):
 
     def _mlp(self, x: torch.Tensor) -> torch.Tensor:
         """`[batch, T, hidden]`, the residual added."""
-        normed = _norm(self.norms[1], x)
+        normed = self._between(x)
         gate = self.gate(normed)
         if self.activation is not None:
             gate = self.activation(gate)
@@ -139,11 +141,12 @@ class PackedDecoderLayer(nn.Module):
 
     def _split(self, qkv: torch.Tensor, heads: int, kv_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and keys `[..., heads + kv_heads, D]`, normed where the model does, and values."""
-        if self.head_norms is None:
+        if self._of_heads is None:
             both, value = qkv.split_with_sizes((heads + kv_heads, kv_heads), -2)
             return both, value
         query, key, value = qkv.split_with_sizes((heads, kv_heads, kv_heads), -2)
-        return torch.cat((_norm(self.head_norms[0], query), _norm(self.head_norms[1], key)), -2), value
+        norm_query, norm_key = self._of_heads
+        return torch.cat((norm_query(query), norm_key(key)), -2), value
 
 
 def pack_layers(model: Any) -> int:
@@ -187,9 +190,19 @@ def _window(block: Any) -> dict[str, int | None]:
     return {}
 
 
-def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
-    weight = norm.weight
-    return torch.rms_norm(x, weight.shape, weight, norm.variance_epsilon)
+class _Norm:
+    """Root mean square norm in fp32, rounded once, in fewer operations than torch makes of its own."""
+
+    def __init__(self, norm: Any) -> None:
+        self._weight = norm.weight.detach().float()
+        self._epsilon = torch.tensor(norm.variance_epsilon)
+        self._share = 1.0 / norm.weight.numel()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        exact = x.float()
+        length = torch.linalg.vector_norm(exact, 2, -1, True)
+        inverse = torch.addcmul(self._epsilon, length, length, value=self._share).rsqrt_()
+        return (exact * inverse).mul_(self._weight).to(x.dtype)
 
 
 def _signed(sin: torch.Tensor) -> torch.Tensor:
