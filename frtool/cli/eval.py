@@ -13,6 +13,7 @@ from frtool.errors import UsageError
 
 from .model_options import (
     ENGINE_PANEL,
+    JUDGING_PANEL,
     CompileOption,
     DelimiterOption,
     DeviceOption,
@@ -23,6 +24,8 @@ from .model_options import (
     MinPOption,
     ModelOption,
     OfflineOption,
+    RewardModelOption,
+    RewardPresetOption,
     SwapSpaceOption,
     SystemOption,
     TemperatureOption,
@@ -98,6 +101,16 @@ def evaluate(
     delimiter: DelimiterOption = None,
     model: ModelOption = EMBEDDED,
     system: SystemOption = None,
+    scorer: Annotated[
+        str,
+        typer.Option(
+            "--scorer",
+            help="What values a step: auto, reward, logprob, self-eval, prm.",
+            rich_help_panel=JUDGING_PANEL,
+        ),
+    ] = "auto",
+    reward_model: RewardModelOption = None,
+    reward_preset: RewardPresetOption = None,
     batch: Annotated[
         int, typer.Option("--batch", "-b", help="Steps grown at once, over all problems.", rich_help_panel=ENGINE_PANEL)
     ] = 64,
@@ -168,6 +181,9 @@ def evaluate(
             verify_seconds=verify_seconds,
             delimiter=None if delimiter is None else unescape(delimiter),
             system=system,
+            scorer=scorer,
+            reward_model=reward_model,
+            reward_preset=reward_preset,
             device=device,
             dtype=dtype,
             kv_memory=None if kv_memory is None else size(kv_memory, "--kv-memory"),

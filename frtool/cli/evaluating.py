@@ -18,13 +18,13 @@ from frtool.eval.plan import Plan
 from frtool.eval.record import Result, ResultFile
 from frtool.eval.summary import Summary, summarise
 from frtool.files import save_text
-from frtool.threads import spin_briefly
 from frtool.view.safe import safe_json
 
 from .stop import Stopper
 
 if TYPE_CHECKING:
     from frtool.models.load import LoadedModel
+    from frtool.solving.equipment import Equipment
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def evaluate(plan: Plan, output: Output) -> int:
 def _run(
     plan: Plan,
     items: dict[str, Any],
-    load: Callable[[], LoadedModel],
+    load: Callable[[], Equipment],
     done: set[Any],
     stopped: threading.Event,
     tell: Callable[[str], None],
@@ -113,13 +113,13 @@ def _run(
             return
 
 
-def _load(plan: Plan, loaded: list[LoadedModel], tell: Callable[[str], None]) -> LoadedModel:
-    spin_briefly()
-    from frtool.solving.equipment import load_policy
+def _load(plan: Plan, loaded: list[LoadedModel], tell: Callable[[str], None]) -> Equipment:
+    from frtool.solving.equipment import Equipment
 
-    model = load_policy(plan.search, tell)
-    loaded.append(model)
-    return model
+    equipment = Equipment(plan.search)
+    equipment.load(tell)
+    loaded.append(equipment.loaded)
+    return equipment
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from .settings import expand_alias
 
 ENGINE_PANEL = "Model and memory"
 SAMPLING_PANEL = "Sampling"
+JUDGING_PANEL = "Judging"
 
 ModelOption = Annotated[
     str,
@@ -76,4 +77,23 @@ OfflineOption = Annotated[
 ]
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that a model brings.", rich_help_panel=ENGINE_PANEL)
+]
+
+RewardModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reward-model",
+        help="A process reward model that values the steps: a directory, or a Hugging Face id.",
+        callback=expand_alias,
+        rich_help_panel=JUDGING_PANEL,
+    ),
+]
+RewardPresetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reward-preset",
+        metavar="NAME|FILE.toml",
+        help="How to read it; default by its name. FILE: your own convention.",
+        rich_help_panel=JUDGING_PANEL,
+    ),
 ]

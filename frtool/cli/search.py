@@ -14,6 +14,7 @@ from frtool.errors import UsageError
 
 from .model_options import (
     ENGINE_PANEL,
+    JUDGING_PANEL,
     CompileOption,
     DelimiterOption,
     DeviceOption,
@@ -24,6 +25,8 @@ from .model_options import (
     MinPOption,
     ModelOption,
     OfflineOption,
+    RewardModelOption,
+    RewardPresetOption,
     SwapSpaceOption,
     SystemOption,
     TemperatureOption,
@@ -31,11 +34,11 @@ from .model_options import (
     TopPOption,
     TrustOption,
 )
-from .settings import ConfigOption, expand_alias
+from .settings import ConfigOption
 from .values import algorithm_options, read_prompt, size, unescape
 
 _ALGORITHM, _BUDGET = "Algorithm", "Budget"
-_JUDGING, _OUTPUT = "Judging", "Output"
+_OUTPUT = "Output"
 
 
 class SearchCommand(typer.core.TyperCommand):
@@ -103,37 +106,26 @@ def search(
         typer.Option(
             "--scorer",
             help="What values a step: auto, reward, logprob, self-eval, prm; a verifier: arithmetic, math, command.",
-            rich_help_panel=_JUDGING,
+            rich_help_panel=JUDGING_PANEL,
         ),
     ] = "auto",
-    reward_model: Annotated[
-        str | None,
-        typer.Option(
-            "--reward-model",
-            help="A process reward model that values the steps: a directory, or a Hugging Face id.",
-            callback=expand_alias,
-            rich_help_panel=_JUDGING,
-        ),
-    ] = None,
-    reward_preset: Annotated[
-        str | None,
-        typer.Option(
-            "--reward-preset",
-            metavar="NAME|FILE.toml",
-            help="How to read it; default by its name. FILE: your own convention.",
-            rich_help_panel=_JUDGING,
-        ),
-    ] = None,
+    reward_model: RewardModelOption = None,
+    reward_preset: RewardPresetOption = None,
     verify: Annotated[
         str,
         typer.Option(
-            "--verify", help="What checks the answer: auto, none, arithmetic, math, command.", rich_help_panel=_JUDGING
+            "--verify",
+            help="What checks the answer: auto, none, arithmetic, math, command.",
+            rich_help_panel=JUDGING_PANEL,
         ),
     ] = "auto",
     expected: Annotated[
         str | None,
         typer.Option(
-            "--expected", metavar="ANSWER", help="The right answer; math-verify compares.", rich_help_panel=_JUDGING
+            "--expected",
+            metavar="ANSWER",
+            help="The right answer; math-verify compares.",
+            rich_help_panel=JUDGING_PANEL,
         ),
     ] = None,
     verify_command: Annotated[
@@ -142,16 +134,16 @@ def search(
             "--verify-command",
             metavar="CMD",
             help="Gets the answer on stdin and in a file, its last argument (or {}). Status 0: right. No shell.",
-            rich_help_panel=_JUDGING,
+            rich_help_panel=JUDGING_PANEL,
         ),
     ] = None,
     verify_seconds: Annotated[
         float,
-        typer.Option("--verify-seconds", help="Time limit of that command.", rich_help_panel=_JUDGING),
+        typer.Option("--verify-seconds", help="Time limit of that command.", rich_help_panel=JUDGING_PANEL),
     ] = 10.0,
     steer: Annotated[
         bool,
-        typer.Option("--steer", help="Let the verifier guide and stop the search.", rich_help_panel=_JUDGING),
+        typer.Option("--steer", help="Let the verifier guide and stop the search.", rich_help_panel=JUDGING_PANEL),
     ] = False,
     batch: Annotated[
         int | None,

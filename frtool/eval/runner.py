@@ -23,7 +23,9 @@ from .record import Result
 if TYPE_CHECKING:
     from frtool.engine import Forest
     from frtool.models.load import LoadedModel
-    from frtool.search.protocols import Scorer, Task
+    from frtool.scoring.reward_pool import RewardPool
+    from frtool.search.protocols import Task
+    from frtool.solving.equipment import Equipment
 
 Problem = tuple[Item, int]
 """A problem and a seed."""
@@ -33,7 +35,7 @@ def run_cell(
     plan: Plan,
     cell: Cell,
     items: Iterable[Item],
-    load: Callable[[], LoadedModel],
+    load: Callable[[], Equipment],
     *,
     done: Collection[tuple[Cell, str, int]] = (),
     interrupted: Callable[[], bool] = lambda: False,
@@ -80,12 +82,13 @@ def _control(cell: Cell, problems: list[Problem], interrupted: Callable[[], bool
 
 
 def _searches(
-    plan: Plan, cell: Cell, problems: list[Problem], loaded: LoadedModel, interrupted: Callable[[], bool]
+    plan: Plan, cell: Cell, problems: list[Problem], equipment: Equipment, interrupted: Callable[[], bool]
 ) -> Iterator[Result]:
     last = time.perf_counter()
-    forest = _forest(plan, cell, problems, loaded)
+    forest = _forest(plan, cell, problems, equipment)
+    pool = equipment.reward_pool()
     tallies = [_Tally() for _ in problems]
-    starts = [_start(plan, cell, problem, forest, interrupted) for problem in problems]
+    starts = [_start(plan, cell, problem, forest, equipment, pool, interrupted) for problem in problems]
     for place, event in run_forest(forest, starts, interrupted):
         tallies[place].see(event)
         if isinstance(event, Ended) and event.reason != "interrupted":
@@ -94,29 +97,38 @@ def _searches(
             last = now
 
 
-def _forest(plan: Plan, cell: Cell, problems: list[Problem], loaded: LoadedModel) -> Forest:
+def _forest(plan: Plan, cell: Cell, problems: list[Problem], equipment: Equipment) -> Forest:
     from frtool.engine import EngineOptions, Forest
 
     algorithm = make_algorithm(cell.algorithm, plan.fitted(cell, problems[0][0]))
     config = replace(plan.search, prompt=problems[0][0].prompt, steps=cell.budget or plan.path_steps).resolved()
-    options = EngineOptions.from_config(config, algorithm, reads_rewards=loaded.reward_tokens is not None)
+    options = EngineOptions.from_config(config, algorithm, reads_rewards=equipment.reads_rewards)
     if options.expected_tokens is not None:
         together = min(len(problems), max(options.batch // 2, 2))
         options = replace(options, expected_tokens=options.expected_tokens * together)
-    return Forest(loaded, options)
+    return Forest(equipment.loaded, options)
 
 
 def _start(
-    plan: Plan, cell: Cell, problem: Problem, forest: Forest, interrupted: Callable[[], bool]
+    plan: Plan,
+    cell: Cell,
+    problem: Problem,
+    forest: Forest,
+    equipment: Equipment,
+    pool: RewardPool | None,
+    interrupted: Callable[[], bool],
 ) -> Callable[[], Search]:
     def start() -> Search:
         from frtool.engine import Root
+        from frtool.solving.equipment import attach
 
         item, seed = problem
         task, prompt_ids = _prompt(plan, item, forest.loaded)
+        scorer = equipment.model_scorer(item.prompt, pool)
+        clear: Callable[[], None] = getattr(scorer, "clear", lambda: None)
         settings: dict[str, Any] = {
             "algorithm": make_algorithm(cell.algorithm, plan.fitted(cell, item)),
-            "scorer": _scorer(forest),
+            "scorer": scorer,
             "task": task,
             "verifier": item.verifier,
             "budget": Budget(steps=cell.budget),
@@ -124,12 +136,18 @@ def _start(
             "interrupted": interrupted,
             "tick_seconds": float("inf"),
         }
-        root = Root(forest, prompt_ids, seed, read_later=True)
+        try:
+            root = Root(forest, prompt_ids, seed, read_later=True)
+        except BaseException:
+            clear()
+            raise
+        attach(scorer, root)
 
         def search() -> Search:
             try:
                 yield from pausing_search(generator=root, **settings)
             finally:
+                clear()
                 root.close()
 
         return search()
@@ -152,12 +170,6 @@ def _prompt(plan: Plan, item: Item, loaded: LoadedModel) -> tuple[Task, list[int
         return puzzle_task, plain_prompt_ids(loaded, puzzle_task.prompt_text)
     task = GeneralTask() if item.puzzle is None else ExpressionTask(item.puzzle)
     return task, chat_prompt_ids(loaded, item.prompt, plan.search.system)
-
-
-def _scorer(forest: Forest) -> Scorer:
-    from frtool.scoring import LogprobScorer, StepRewardScorer
-
-    return StepRewardScorer() if forest.options.read_rewards else LogprobScorer()
 
 
 class _Tally:

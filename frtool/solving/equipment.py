@@ -83,18 +83,22 @@ class Equipment:
 
         A reward model reads in `pool`, or in one of its own.
         """
-        config, loaded = self.config, self.loaded
         if self.custom.scorer is not None:
             return self.custom.scorer
         if problem.judge is not None:
             return VerdictScorer(problem.task, problem.judge)
+        return self.model_scorer(problem.config.prompt, pool)
+
+    def model_scorer(self, prompt: str, pool: RewardPool | None = None) -> Scorer:
+        """`scorer`, where it is a model that judges."""
+        config, loaded = self.config, self.loaded
         if self._preset is not None and self._reward_model is not None:
             from frtool.scoring.reward_model import RewardModelScorer
 
             return RewardModelScorer(
                 self._reward_model,
                 self._preset,
-                problem.config.prompt,
+                prompt,
                 expected_tokens=self.engine_options().expected_tokens,
                 pool=pool,
             )
@@ -117,9 +121,13 @@ class Equipment:
         """Raises UsageError where the scorer wants rewards that the model cannot give."""
         from frtool.engine import EngineOptions
 
+        return EngineOptions.from_config(self.config, self.algorithm(self.config), reads_rewards=self.reads_rewards)
+
+    @property
+    def reads_rewards(self) -> bool:
+        """Whether a pass reads the model's own process reward too. Raises UsageError where it cannot."""
         custom = self.custom.scorer
-        reads = self._takes_own_rewards() if custom is None else getattr(custom, "reads_rewards", False)
-        return EngineOptions.from_config(self.config, self.algorithm(self.config), reads_rewards=reads)
+        return self._takes_own_rewards() if custom is None else bool(getattr(custom, "reads_rewards", False))
 
     def model_record(self, problem: Problem, scorer: Scorer, passes: str) -> dict[str, Any]:
         """What the trace says of the model and of what it runs on. `passes`: how its forward passes run."""
