@@ -97,15 +97,19 @@ def choose_wide(
         return none
 
     # Both ways end to end: all the work shared out, or if that takes longer, the longest chain of one tile's parts.
+    units = rule.multiprocessors
     per_tile = np.bincount(tile, np.where(wide, wide_time, 0), tiles)
-    left = narrow_time[~wide].sum()
-    pieces = np.arange(1, 33)
-    waves = ceil_div(pieces * np.count_nonzero(per_tile) * heads, rule.multiprocessors)
-    chain = waves * per_tile.max() / pieces + 2 * rule.item + (pieces + (left > 0)) * rule.wide_merge
-    items = num_groups * heads / (2 * rule.multiprocessors)
-    together = (per_tile.sum() + left) * heads / rule.multiprocessors + (left > 0) * items * rule.item
-    alone = narrow_time.sum() * heads / rule.multiprocessors + max(items, 1) * rule.item + rule.merge / min(items, 1)
-    return none if alone < max(chain.min(), together) else wide
+    longest, streams = float(per_tile.max()), int(np.count_nonzero(per_tile)) * heads
+    left = float(narrow_time[~wide].sum())
+    chain = min(
+        -(-pieces * streams // units) * longest / pieces + 2 * rule.item + (pieces + (left > 0)) * rule.wide_merge
+        for pieces in _PIECES
+        if pieces <= 32
+    )
+    items = num_groups * heads / (2 * units)
+    together = (float(per_tile.sum()) + left) * heads / units + (left > 0) * items * rule.item
+    alone = float(narrow_time.sum()) * heads / units + max(items, 1) * rule.item + rule.merge / min(items, 1)
+    return none if alone < max(chain, together) else wide
 
 
 def shared_load(tree: TreePlan, heads: int, tile_queries: int, multiprocessors: int) -> float:
@@ -119,32 +123,47 @@ def shared_load(tree: TreePlan, heads: int, tile_queries: int, multiprocessors: 
 _PIECES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96)
 
 
-def _chunks(count: np.ndarray, align: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Candidates: into how many pieces the longest stream is cut, entries a piece, items of all streams."""
+def _candidates(count: np.ndarray, align: int) -> list[tuple[int, int, int]]:
+    """Into how many pieces the longest stream is cut, entries a piece, items of all streams."""
     longest = int(count.max())
-    most = min(-(-longest // align), _PIECES[-1])
+    rounds = -(-longest // align)
+    most = min(rounds, _PIECES[-1])
     pieces = [n for n in _PIECES if n < most] + [most]
-    chunks = np.array([-(-longest // (n * align)) * align for n in pieces])
-    return np.array(pieces), chunks, ceil_div(count, chunks[:, None]).sum(axis=1)
+    chunks = [-(-rounds // n) * align for n in pieces]
+    if int(count.min()) == longest:
+        items = [len(count) * -(-longest // chunk) for chunk in chunks]
+    else:
+        items = ceil_div(count, np.array(chunks)[:, None]).sum(axis=1).tolist()
+    return list(zip(pieces, chunks, items, strict=True))
 
 
 def wide_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: CostRule) -> np.ndarray:
     """Entries an item, for each wide stream: what finishes first with one program to a multiprocessor."""
-    pieces, chunks, number = _chunks(count, align)
-    mean = rule.item + count.sum() * size * rule.wide_key / number
-    longest = rule.item + chunks * size * rule.wide_key
-    finish = ceil_div(number * heads, rule.multiprocessors) * mean + longest - mean + pieces * rule.wide_merge
-    return ceil_div(count, ceil_div(count, chunks[int(np.argmin(finish))]))
+    key = size * rule.wide_key
+    work = int(count.sum()) * key
+
+    def finish(candidate: tuple[int, int, int]) -> float:
+        pieces, chunk, items = candidate
+        waves = -(-items * heads // rule.multiprocessors)
+        return (waves - 1) * (rule.item + work / items) + rule.item + chunk * key + pieces * rule.wide_merge
+
+    chunk = min(_candidates(count, align), key=finish)[1]
+    return ceil_div(count, ceil_div(count, chunk))
 
 
 def narrow_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: CostRule, busy: int = 0) -> np.ndarray:
     """Entries an item, for each narrow stream: what finishes first with two programs to a multiprocessor, of which
     `busy` others take their share."""
-    pieces, chunks, number = _chunks(count, align)
-    programs = number * heads
-    work = (count.sum() * size * rule.narrow_key + number * rule.item) * heads / rule.multiprocessors
-    crowd = np.minimum(np.maximum((programs + busy) / rule.multiprocessors, 1), 2)
-    waves = ceil_div(programs + busy, 2 * rule.multiprocessors)
-    chain = waves * (chunks * size * rule.narrow_key * crowd + rule.item)
-    finish = np.maximum(work, chain) + pieces * rule.merge
-    return ceil_div(count, ceil_div(count, chunks[int(np.argmin(finish))]))
+    key = size * rule.narrow_key
+    work = int(count.sum()) * key
+    units = rule.multiprocessors
+
+    def finish(candidate: tuple[int, int, int]) -> float:
+        pieces, chunk, items = candidate
+        programs = items * heads + busy
+        crowd = min(max(programs / units, 1), 2)
+        chain = -(-programs // (2 * units)) * (chunk * key * crowd + rule.item)
+        return max((work + items * rule.item) * heads / units, chain) + pieces * rule.merge
+
+    chunk = min(_candidates(count, align), key=finish)[1]
+    return ceil_div(count, ceil_div(count, chunk))

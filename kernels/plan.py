@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 
 import numpy as np
 
@@ -37,8 +38,6 @@ class TreePlan:
     node_lo: np.ndarray
     node_hi: np.ndarray
     """int32 `[N]`: the branches below the node are `order[node_lo:node_hi]`."""
-    node_parent: np.ndarray
-    """int32 `[N]`: the node above, -1 for a root."""
 
     @property
     def num_queries(self) -> int:
@@ -58,7 +57,7 @@ def plan_tree(
 
     Raises ValueError for no branch, a repeated branch, or a query count outside 1..length; UnknownBranch.
     """
-    ids = tuple(map(int, branch_ids))
+    ids = tuple(map(index, branch_ids))
     if not ids:
         raise ValueError("attention needs at least one branch")
     if len(set(ids)) != len(ids):
@@ -68,19 +67,45 @@ def plan_tree(
     queries = np.ones(len(ids), np.int32) if q_lens is None else np.asarray(q_lens, np.int32)
     if queries.shape != lengths.shape:
         raise ValueError(f"{len(ids)} branches but {queries.size} query counts")
-    bad = ((queries < 1) | (queries > lengths)).nonzero()[0]
-    if len(bad):
-        i = bad[0]
+    bad = (queries < 1) | (queries > lengths)
+    if bad.any():
+        i = int(bad.argmax())
         raise ValueError(f"branch {ids[i]} of {lengths[i]} tokens cannot have {queries[i]} query tokens")
     q_start = np.zeros(len(ids) + 1, np.int32)
     queries.cumsum(out=q_start[1:])
     # Blocks that all branches hold form one node: of these columns one is enough to plan the rest.
-    skip = max(int(np.count_nonzero((tables == tables[0]).all(axis=0))) - 1, 0)
-    order = _depth_first(tables[:, skip:], allocator.num_blocks)
-    start, stop, lo, hi, parent = _nodes(tables[order, skip:], allocator.num_blocks)
+    skip = max(_held_by_all(tables) - 1, 0)
+    rows = tables[:, skip:]
+    ends = -(-lengths // allocator.block_size) - skip
+    holders = np.bincount((rows + 1).ravel(), minlength=allocator.num_blocks + 1)
+    holders[:-1], holders[-1] = holders[1:], 0  # -1 stands for no block and finds the last
+    new = _not_above(rows)
+    if np.count_nonzero(new) == np.count_nonzero(holders):  # each block's holders are neighbours already
+        order = np.arange(len(ids), dtype=np.int32)
+    else:
+        order = _depth_first(rows, allocator.num_blocks)
+        rows, ends = rows[order], ends[order]
+        new = _not_above(rows)
+    start, stop, lo, hi = _nodes(holders.take(rows, mode="wrap"), new, ends)
     start[start > 0] += skip
     stop += skip
-    return TreePlan(ids, allocator.block_size, queries, q_start, lengths, tables, order, start, stop, lo, hi, parent)
+    return TreePlan(ids, allocator.block_size, queries, q_start, lengths, tables, order, start, stop, lo, hi)
+
+
+def _held_by_all(tables: np.ndarray) -> int:
+    """How many leading blocks all rows hold."""
+    first = tables[0]
+    common = int(np.count_nonzero((first == tables[-1]) & (first >= 0)))
+    if common and (tables[:, common - 1] == first[common - 1]).all():  # then they hold all before it too
+        return common
+    return int(np.count_nonzero((tables[:, :common] == first[:common]).all(axis=0)))
+
+
+def _not_above(rows: np.ndarray) -> np.ndarray:
+    """Cells with a block that the row above does not hold."""
+    new = rows >= 0
+    new[1:] &= rows[1:] != rows[:-1]
+    return new
 
 
 def _depth_first(tables: np.ndarray, num_blocks: int) -> np.ndarray:
@@ -96,36 +121,31 @@ def _depth_first(tables: np.ndarray, num_blocks: int) -> np.ndarray:
     depth = np.count_nonzero(leaders < np.arange(rows)[:, None], axis=1)
     leader = leaders[np.arange(rows), np.maximum(depth - 1, 0)]
     leader[depth == 0] = -1
-    alone = leader < 0
-    if alone[np.maximum(leader, 0)].all():  # nobody follows a follower: a prompt and its branches, no deeper
-        return np.lexsort((-depth, ~alone, np.where(alone, np.arange(rows), leader))).astype(np.int32)
-    followers: list[list[int]] = [[] for _ in range(rows + 1)]
-    for row in (-depth).argsort(kind="stable").tolist():
-        followers[leader[row]].append(row)
-    order = []
-    stack = followers[-1][::-1]
-    while stack:
-        row = stack.pop()
-        order.append(row)
-        stack.extend(reversed(followers[row]))
+    # Leaders come before their followers, which stand behind them, the deepest first, each with its own followers.
+    leads = leader.tolist()
+    sizes = [1] * rows
+    for row in range(rows - 1, -1, -1):
+        if leads[row] >= 0:
+            sizes[leads[row]] += sizes[row]
+    places = [0] * (rows + 1)  # of the next follower; the last place is for rows without a leader, number -1
+    order = [0] * rows
+    for row in np.lexsort((-depth, leader)).tolist():
+        place = places[leads[row]]
+        places[leads[row]] = place + sizes[row]
+        places[row] = place + 1
+        order[place] = row
     return np.array(order, np.int32)
 
 
-def _nodes(tables: np.ndarray, num_blocks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """node_start, node_stop, node_lo, node_hi, node_parent of tables in depth-first order."""
-    held = tables >= 0
-    holders = np.bincount(tables[held])
-    counts = np.where(held, holders.take(tables, mode="clip"), 0)
-    new = held.copy()  # cells whose block the row above does not hold
-    new[1:] &= tables[1:] != tables[:-1]
+def _nodes(
+    holders: np.ndarray, new: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """node_start, node_stop, node_lo, node_hi of rows in depth-first order. Per cell: how many rows hold its block, and
+    whether the row above does not. Per row: its number of blocks."""
     begins = new.copy()
-    begins[:, 1:] &= counts[:, 1:] != counts[:, :-1]
-    lo, start = np.nonzero(begins)
-    hi = lo + counts[lo, start]
-    node_of_block = np.empty(num_blocks, np.int32)
-    node_of_block[tables[new]] = begins[new].cumsum() - 1
-    parent = np.where(start > 0, node_of_block[tables[lo, start - 1]], -1)
-    row_stop = np.count_nonzero(held, axis=1)[lo]
-    follows = np.concatenate([lo[1:] == lo[:-1], [False]])  # the next node continues this row
-    stop = np.where(follows, np.concatenate([start[1:], [0]]), row_stop)
-    return tuple(a.astype(np.int32) for a in (start, stop, lo, hi, parent))  # type: ignore[return-value]
+    begins[:, 1:] &= holders[:, 1:] != holders[:, :-1]
+    lo, start = begins.nonzero()
+    hi = lo + holders[lo, start]
+    stop = ends[lo]
+    stop[:-1] = np.where(lo[1:] == lo[:-1], start[1:], stop[:-1])  # the next node continues this row
+    return start.astype(np.int32), stop, lo.astype(np.int32), hi.astype(np.int32)

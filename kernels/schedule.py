@@ -44,7 +44,7 @@ class Schedule:
     """Partial results."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Streams:
     """Pairs of (node, tile or group), sorted by stream: the tile or group whose queries read the node's entries."""
 
@@ -92,18 +92,20 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
     size, split = shape.entry, tree.block_size // shape.entry
     order = tree.order
     lengths = tree.lengths[order].astype(np.int64)
-    asked = tree.q_lens[order].astype(np.int64)
     total = tree.num_queries
     one_each = total == len(order)
     if one_each:
         query_token, query_pos = tree.q_start[order], lengths - 1
         query_lo, query_hi = tree.node_lo.astype(np.int64), tree.node_hi.astype(np.int64)
+        seen_by_first = lengths
     else:
+        asked = tree.q_lens[order].astype(np.int64)
         query = np.zeros(len(order) + 1, np.int64)
         np.cumsum(asked, out=query[1:])
         query_token = tree.q_start[order].repeat(asked) + _within(asked)
         query_pos = (lengths - asked).repeat(asked) + _within(asked)
         query_lo, query_hi = query[tree.node_lo], query[tree.node_hi]
+        seen_by_first = lengths - asked + 1
     node_start = tree.node_start.astype(np.int64) * split
     node_entries = tree.node_stop * split - node_start
 
@@ -117,26 +119,27 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
     if not one_each:  # keys after the last query of the tile are seen by none
         latest = np.maximum.reduceat(query_pos, np.arange(0, total, tile_queries))
         entries = np.minimum(np.maximum(latest[tile] // size + 1 - node_start[node], 0), entries)
-    lo = np.maximum(query_lo[node], tile * tile_queries)
-    hi = np.minimum(query_hi[node], (tile + 1) * tile_queries)
+    tile_lo = tile * tile_queries
+    tile_hi = np.minimum(tile_lo + tile_queries, total)
+    lo, hi = np.maximum(query_lo[node], tile_lo), np.minimum(query_hi[node], tile_hi)
     group_lo, group_hi = lo // shape.group_queries, (hi - 1) // shape.group_queries + 1
-    covers = (lo == tile * tile_queries) & (hi == np.minimum((tile + 1) * tile_queries, total))
+    covers = (lo == tile_lo) & (hi == tile_hi)
 
     wide = choose_wide(tile, group_hi - group_lo, covers, entries * size, num_groups, heads, shape, rule)
     if apart and 4 * int(((group_hi - group_lo) * entries)[~wide].sum()) < int(entries[wide].sum()):
         return None
-    streams = []
-    if wide.any():
-        streams.append(
-            _wide_streams(
-                node[wide], tile[wide], lo[wide], hi[wide], group_lo[wide], group_hi[wide], entries[wide],
-                covers[wide], _seen(tree), node_start, size, shape.group_queries, rule,
-            )
-        )  # fmt: skip
-    if not wide.all():
-        narrow = (~wide).nonzero()[0]
-        streams.append(_narrow_streams(*(a[narrow] for a in (node, entries, group_lo, group_hi))))
-    kinds = [WIDE] * bool(wide.any()) + [NARROW] * (not wide.all())
+    spans = _spans(tree)
+    streams, kinds = [], []
+    chosen = wide.nonzero()[0]
+    if len(chosen):
+        pairs = (a[chosen] for a in (node, tile, lo, hi, group_lo, group_hi, entries, covers))
+        seen = _below(True, seen_by_first, spans)  # tokens that every query below a node sees
+        streams.append(_wide_streams(*pairs, seen // size - node_start, size, shape.group_queries, rule))
+        kinds.append(WIDE)
+    if len(chosen) < len(wide):
+        others = (~wide).nonzero()[0]
+        streams.append(_narrow_streams(*(a[others] for a in (node, entries, group_lo, group_hi))))
+        kinds.append(NARROW)
 
     items: list[np.ndarray] = []
     lists, offset = [], 0
@@ -147,13 +150,16 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
         lists.append((stream.node, stream.entries, _owners(stream, query_lo, query_hi, shape.group_queries)))
         offset += int(count.sum())
     pair_node, pair_entries, pair_owners = (np.concatenate(a) for a in zip(*lists, strict=True))
-    which = np.arange(len(pair_node)).repeat(pair_entries)
-    of_node = pair_node[which]
+    of_node = pair_node.repeat(pair_entries)
     index = node_start[of_node] + _within(pair_entries)
-    row = order[tree.node_lo][of_node]
-    block = tree.tables[row, index] if split == 1 else tree.tables[row, index // split] * split + index % split
+    row_begin = order[tree.node_lo] * tree.tables.shape[1]
+    cell = row_begin[of_node] + (index if split == 1 else index // split)
+    block = tree.tables.ravel().take(cell)
+    if split > 1:
+        block = block * split + index % split
     base = index * size
-    mark = pair_owners[which] | _held(tree, of_node, base, size) << 16 | base << 32
+    held = _held(_below(False, lengths, spans)[of_node], base, size)
+    mark = pair_owners.repeat(pair_entries) | held << 16 | base << 32
 
     records, num_slots = _record(_launch_order(items, heads, rule, apart), num_groups, shape.merge_groups)
     block, of_node, query_token, query_pos = (a.astype(np.int32) for a in (block, of_node, query_token, query_pos))
@@ -171,26 +177,30 @@ def grown(schedule: Schedule, before: TreePlan, tree: TreePlan, size: int) -> Sc
     )
     if not same:
         return None
-    held = _held(tree, schedule.entry_node, schedule.entry_mark >> 32, size)
-    position = tree.lengths[tree.order] - 1
+    lengths = tree.lengths[tree.order]
+    longest = _below(False, lengths, _spans(tree))[schedule.entry_node]
+    held = _held(longest, schedule.entry_mark >> 32, size)
     mark = schedule.entry_mark & ~0xFFFF0000 | held << 16
-    return replace(schedule, entry_mark=mark, query_pos=position.astype(np.int32))
+    return replace(schedule, entry_mark=mark, query_pos=lengths - 1)
 
 
-def _below(least: bool, of_branch: np.ndarray, tree: TreePlan) -> np.ndarray:
-    """Per node: the least or largest of the branches below it."""
-    spans = np.stack([tree.node_lo, tree.node_hi], axis=1).ravel()
-    return (np.minimum if least else np.maximum).reduceat(np.concatenate([of_branch[tree.order], [0]]), spans)[::2]
+def _spans(tree: TreePlan) -> np.ndarray:
+    """`[2 N]`: the first branch below each node and the one after its last, for `_below`."""
+    spans = np.empty(2 * len(tree.node_lo), np.int64)
+    spans[::2], spans[1::2] = tree.node_lo, tree.node_hi
+    return spans
 
 
-def _seen(tree: TreePlan) -> np.ndarray:
-    """Per node: tokens that every query below it sees."""
-    return _below(True, tree.lengths - tree.q_lens + 1, tree)
+def _below(least: bool, of_branch: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """Per node: the least or largest of the branches below it, which are given depth first."""
+    padded = np.zeros(len(of_branch) + 1, np.int64)
+    padded[:-1] = of_branch
+    return (np.minimum if least else np.maximum).reduceat(padded, spans)[::2]
 
 
-def _held(tree: TreePlan, node: np.ndarray, base: np.ndarray, size: int) -> np.ndarray:
+def _held(longest: np.ndarray, base: np.ndarray, size: int) -> np.ndarray:
     """Per entry: tokens of it that the longest branch below its node holds."""
-    return np.minimum(np.maximum(_below(False, tree.lengths, tree)[node] - base, 0), size)
+    return np.minimum(np.maximum(longest - base, 0), size)
 
 
 def _narrow_streams(node: np.ndarray, entries: np.ndarray, group_lo: np.ndarray, group_hi: np.ndarray) -> _Streams:
@@ -208,10 +218,10 @@ def _narrow_streams(node: np.ndarray, entries: np.ndarray, group_lo: np.ndarray,
 
 def _wide_streams(
     node: np.ndarray, tile: np.ndarray, lo: np.ndarray, hi: np.ndarray, group_lo: np.ndarray, group_hi: np.ndarray,
-    entries: np.ndarray, covers: np.ndarray, node_seen: np.ndarray, node_start: np.ndarray, size: int,
-    group_queries: int, rule: CostRule,
+    entries: np.ndarray, covers: np.ndarray, node_seen: np.ndarray, size: int, group_queries: int, rule: CostRule,
 ) -> _Streams:  # fmt: skip
-    """One stream a tile, and one more for each long run of entries that the same part of the tile shares."""
+    """One stream a tile, and one more for each long run of entries that the same part of the tile shares. `node_seen`:
+    per node, entries that every query below it sees."""
     own, stream = np.zeros(len(tile), bool), tile
     if not covers.all():
         span = int(hi.max()) + 1
@@ -219,7 +229,7 @@ def _wide_streams(
         long_run = np.bincount(where, entries * size) >= rule.own_run
         own = long_run[where] & ~covers
         stream = tile * (len(run) + 1) + np.where(own, where + 1, 0)
-    full = np.where(covers | own, np.minimum(np.maximum(node_seen[node] // size - node_start[node], 0), entries), 0)
+    full = np.where(covers | own, np.minimum(np.maximum(node_seen[node], 0), entries), 0)
     # Pairs that all owners see come first, then the one that they see in part, then those that need a mask.
     rank = np.where(full == entries, 0, np.where(full > 0, 1, 2))
     by_stream = np.lexsort((rank, stream))

@@ -32,7 +32,7 @@ def linear_plan(tree: TreePlan) -> TreePlan:
     blocks = -(-tree.lengths // tree.block_size)
     return replace(
         tree, node_start=np.zeros_like(every), node_stop=blocks.astype(np.int32), node_lo=every, node_hi=every + 1,
-        node_parent=np.full_like(every, -1), order=every,
+        order=every,
     )  # fmt: skip
 
 

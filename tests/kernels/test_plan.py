@@ -29,20 +29,18 @@ def nodes_by_definition(plan: TreePlan) -> set[tuple]:
 
 def nodes_of(plan: TreePlan) -> set[tuple]:
     found = []
-    for start, stop, lo, hi, parent in zip(
-        plan.node_start, plan.node_stop, plan.node_lo, plan.node_hi, plan.node_parent, strict=True
-    ):
+    spans = list(
+        zip(
+            plan.node_start.tolist(), plan.node_stop.tolist(), plan.node_lo.tolist(), plan.node_hi.tolist(), strict=True
+        )
+    )
+    for i, (start, stop, lo, hi) in enumerate(spans):
         rows = plan.order[lo:hi]
         blocks = plan.tables[rows, start:stop]
         assert (blocks == blocks[0]).all()
-        above = -1
-        if parent >= 0:
-            assert parent < len(found), "a parent comes before its children"
-            assert plan.node_stop[parent] == start
-            above = int(plan.tables[plan.order[plan.node_lo[parent]], start - 1])
-            assert set(rows) <= set(plan.order[plan.node_lo[parent] : plan.node_hi[parent]])
-        else:
-            assert start == 0
+        parents = [p for p in spans[:i] if p[1] == start and p[2] <= lo and hi <= p[3]]
+        assert len(parents) == (start > 0), "a parent comes before its children"
+        above = int(plan.tables[plan.order[lo], start - 1]) if start else -1
         found.append((frozenset(rows.tolist()), int(start), tuple(blocks[0].tolist()), above))
     assert len(set(found)) == len(found)
     return set(found)
@@ -67,7 +65,6 @@ def test_a_prompt_and_its_continuations_are_one_node_and_one_each():
     assert plan.branch_ids == tuple(branches)
     assert plan.node_start.tolist() == [0, 4, 4, 4]
     assert plan.node_stop.tolist() == [4, 6, 6, 6]
-    assert plan.node_parent.tolist() == [-1, 0, 0, 0]
     assert plan.node_hi.tolist() == [3, 1, 2, 3]
     assert plan.order.tolist() == [0, 1, 2]
 
