@@ -35,8 +35,8 @@ class Batch:
     q_rows: torch.Tensor | None
     """int64 `[n * Hk * M]` into the slab's queries, (query, head) after (query, head). None where `q` holds them."""
     kv_rows: torch.Tensor
-    """int64 into the cache from a layer on: `[2 * n * Hk * C]`, (slot, kv head) after (slot, kv head), K, then V; where
-    the cache is not fp32, `[2 * n * C]`, slot after slot."""
+    """int64 into the cache from a layer on: of each tile and kv head the K rows, then the V rows, (slot, kv head) after
+    (slot, kv head) `[n * Hk * 2 * C]`; where the cache is not fp32, of each tile, slot after slot, `[n * 2 * C]`."""
     hidden: torch.Tensor | None
     """`[masked, 1, R, 1, C]`: -inf where the key must not be seen."""
     q: torch.Tensor
@@ -46,7 +46,7 @@ class Batch:
     stored: torch.Tensor
     """The rows `kv_rows` of the cache."""
     exact: tuple[torch.Tensor, torch.Tensor] | None
-    """Where they are not fp32: `[2, n, Hk, C, D]` for them in fp32, and the same view of them."""
+    """Where they are not fp32: `[n, Hk, 2, C, D]` for them in fp32, and the same view of them."""
     keys: torch.Tensor
     """`[n * Hk, D, C]`."""
     values: torch.Tensor
@@ -168,6 +168,8 @@ def _batches(
     by_token = allocator.dtype != torch.float32  # the conversion puts the heads of a token apart
     k_rows = slots if by_token else slots[:, None, :] * kv_heads + np.arange(kv_heads)[:, None]  # [n, C], [n, Hk, C]
     to_v = allocator.k_cache.numel() // dim // (kv_heads if by_token else 1)
+    # Tile after tile everywhere: a thread then computes on what it has gathered itself, in the cache of its own core.
+    k_rows = np.stack((k_rows, k_rows + to_v), axis=-2)
     masked = len(batch.hidden)
     hidden = torch.zeros(batch.hidden.shape).masked_fill_(torch.from_numpy(batch.hidden), -torch.inf)
     hidden = hidden[:, None, :, None].to(device)
@@ -188,19 +190,19 @@ def _batches(
         kv_rows = k_rows[lo:hi, ..., :keys]
         q = allocator.scratch("q", count * m, dim)
         width = kv_heads * dim if by_token else dim
-        stored = allocator.scratch("stored", 2 * kv_rows.size, width, dtype=allocator.dtype)
+        stored = allocator.scratch("stored", kv_rows.size, width, dtype=allocator.dtype)
         gathered, exact = stored, None
         if by_token:
-            gathered = allocator.scratch("exact", 2, hi - lo, kv_heads, keys, dim)
-            exact = gathered, stored.view(2, hi - lo, keys, kv_heads, dim).transpose(2, 3)
-        k, v = gathered.view(2, count, keys, dim)
+            gathered = allocator.scratch("exact", hi - lo, kv_heads, 2, keys, dim)
+            exact = gathered, stored.view(hi - lo, 2, keys, kv_heads, dim).permute(0, 3, 1, 2, 4)
+        k, v = gathered.view(count, 2, keys, dim).unbind(1)
         scores = allocator.scratch("scores", count, m, keys)
         mask = hidden[lo:hi, ..., :keys] if lo < masked else None
         end = row + count * m
         means, largest, peaks = (a[row:end].view(count, m, *a.shape[1:]) for a in results)
         yield Batch(
             q_rows=None if in_place else _tensor(asks, device),
-            kv_rows=_tensor(np.stack((kv_rows, kv_rows + to_v)).reshape(-1), device),
+            kv_rows=_tensor(kv_rows.reshape(-1), device),
             hidden=mask,
             q=q,
             queries=q.view(count, m, dim),
