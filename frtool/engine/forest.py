@@ -200,10 +200,10 @@ class Forest:
         growing = [*flight.growing, *joining] if flight else joining
         finished = [
             row
-            for row, *drawn in zip(
+            for row, token, logprob, low, high in zip(
                 growing, readings.tokens, readings.logprobs, readings.lows, readings.highs, strict=True
             )
-            if not row.struck and self.advance(row, *drawn)
+            if not row.struck and self.advance(row, token, logprob, low, high)
         ]
         if finished:
             gone = set(map(id, finished))
