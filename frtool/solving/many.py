@@ -14,6 +14,7 @@ from frtool.search.events import Ended, Event
 from frtool.search.forest import Start, run_forest
 from frtool.search.run import Search, pausing_search
 from frtool.tasks.puzzle import parse_puzzle
+from frtool.verify.background import Background, in_order
 
 from .custom import Custom
 from .equipment import Equipment, Progress, attach
@@ -67,6 +68,7 @@ class Many:
         self._pool = pool
         self._trunk: Root | None = None
         self._interrupted = threading.Event()
+        self._background = Background()
 
     @classmethod
     def open(
@@ -131,6 +133,7 @@ class Many:
                         attempt.error.__traceback__ = None  # it would keep the pool for as long as the error is kept
                 yield attempt, event
         finally:
+            self._background.close()
             if self._trunk is not None:
                 self._trunk.close()
 
@@ -176,12 +179,15 @@ class Many:
             clear()
             raise
         attach(scorer, root)
+        promising = None
+        if problem.verifier is not None and problem.judge is not problem.verifier and not config.steer:
+            promising = self._background.take(problem.verifier)
         search = pausing_search(
             algorithm=equipment.algorithm(config),
             generator=root,
             scorer=scorer,
             task=problem.task,
-            verifier=problem.verifier,
+            verifier=promising or problem.verifier,
             budget=config.budget(),
             steer=config.steer,
             max_depth=config.max_depth,
@@ -193,19 +199,24 @@ class Many:
         )
 
         def run() -> Search:
+            try:
+                yield from search
+            finally:
+                clear()
+                root.close()
+
+        def watched() -> Search:
             attempt.problem = problem
             self.active += 1
             try:
-                yield from search
+                yield from run() if promising is None else in_order(run())
             except Exception as error:
                 attempt.error = error
                 raise
             finally:
                 self.active -= 1
-                clear()
-                root.close()
 
-        return run()
+        return watched()
 
     def _config(self, question: Question) -> SearchConfig:
         """The configuration for one question. Raises UsageError for one without the answer that its judge needs."""

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from .descendants import Descendants
 SECONDS = 10.0
 OUTPUT_BYTES = 1 << 16
 REMEMBERED = 4096
+STOPPED = "stopped"
 PLACE = "{}"
 """An argument that is just this is replaced by the file's path."""
 
@@ -40,7 +42,7 @@ class Verdict:
     score: float
     """In [0, 1]: the number on the first line of the output, else 1 or 0 like `right`."""
     why: str
-    """'exit status N', 'signal N', 'time limit' or 'output limit'."""
+    """'exit status N', 'signal N', 'time limit', 'output limit' or 'stopped'."""
 
 
 class CommandVerifier:
@@ -65,6 +67,11 @@ class CommandVerifier:
         self._output_bytes = output_bytes
         self._verdicts: OrderedDict[str, Verdict] = OrderedDict()
         self.runs = 0
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """End the program that runs, and begin none any more: its answer counts as wrong. For another thread."""
+        self._stopped.set()
 
     def verify(self, answer: str) -> bool:
         return self.judge(answer).right
@@ -75,6 +82,8 @@ class CommandVerifier:
     def judge(self, answer: str) -> Verdict:
         """The verdict, from memory where the answer was seen before. Raises FrtoolError when nothing can be run."""
         known = self._verdicts.get(answer)
+        if known is None and self._stopped.is_set():
+            return Verdict(False, 0.0, STOPPED)
         if known is None:
             known = self._verdicts[answer] = self._run(answer)
             if len(self._verdicts) > REMEMBERED:
@@ -140,16 +149,20 @@ class CommandVerifier:
                 if over:
                     return b"".join(parts), None
                 left = deadline - time.monotonic()
-                if left <= 0:
-                    return b"", "time limit"
+                if left <= 0 or self._stopped.is_set():
+                    return b"", "time limit" if left <= 0 else STOPPED
                 selector.select(min(left, _GLANCE))
 
     def _wait(self, process: subprocess.Popen[bytes], deadline: float) -> str | None:
-        try:
-            process.wait(max(deadline - time.monotonic(), 0.0))
-        except subprocess.TimeoutExpired:
-            return "time limit"
-        return None
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                process.wait(max(min(left, _GLANCE), 0.0))
+            except subprocess.TimeoutExpired:
+                if left <= _GLANCE or self._stopped.is_set():
+                    return "time limit" if left <= _GLANCE else STOPPED
+            else:
+                return None
 
 
 def split_command(command: str) -> list[str]:
