@@ -134,7 +134,8 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
     if len(chosen):
         pairs = (a[chosen] for a in (node, tile, lo, hi, group_lo, group_hi, entries, covers))
         seen = _below(True, seen_by_first, spans)  # tokens that every query below a node sees
-        streams.append(_wide_streams(*pairs, seen // size - node_start, size, shape.group_queries, rule))
+        seen = seen // size - node_start
+        streams.append(_wide_streams(*pairs, seen=seen, size=size, group_queries=shape.group_queries, rule=rule))
         kinds.append(WIDE)
     if len(chosen) < len(wide):
         others = (~wide).nonzero()[0]
@@ -218,10 +219,10 @@ def _narrow_streams(node: np.ndarray, entries: np.ndarray, group_lo: np.ndarray,
 
 def _wide_streams(
     node: np.ndarray, tile: np.ndarray, lo: np.ndarray, hi: np.ndarray, group_lo: np.ndarray, group_hi: np.ndarray,
-    entries: np.ndarray, covers: np.ndarray, node_seen: np.ndarray, size: int, group_queries: int, rule: CostRule,
+    entries: np.ndarray, covers: np.ndarray, *, seen: np.ndarray, size: int, group_queries: int, rule: CostRule,
 ) -> _Streams:  # fmt: skip
-    """One stream a tile, and one more for each long run of entries that the same part of the tile shares. `node_seen`:
-    per node, entries that every query below it sees."""
+    """One stream a tile, and one more for each long run of entries that the same part of the tile shares. `seen`: per
+    node, entries of it that every query below it sees."""
     own, stream = np.zeros(len(tile), bool), tile
     if not covers.all():
         span = int(hi.max()) + 1
@@ -229,7 +230,7 @@ def _wide_streams(
         long_run = np.bincount(where, entries * size) >= rule.own_run
         own = long_run[where] & ~covers
         stream = tile * (len(run) + 1) + np.where(own, where + 1, 0)
-    full = np.where(covers | own, np.minimum(np.maximum(node_seen[node], 0), entries), 0)
+    full = np.where(covers | own, np.minimum(np.maximum(seen[node], 0), entries), 0)
     # Pairs that all owners see come first, then the one that they see in part, then those that need a mask.
     rank = np.where(full == entries, 0, np.where(full > 0, 1, 2))
     by_stream = np.lexsort((rank, stream))
