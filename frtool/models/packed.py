@@ -16,8 +16,8 @@ from torch import nn
 from .memory import free_host_memory
 
 _PACKABLE = (torch.float32, torch.bfloat16)
-_NOTHING = ("none", [], "")
-SILU = ("swish", [], "")
+_NOTHING: tuple[str, list[Any], str] = ("none", [], "")
+SILU: tuple[str, list[Any], str] = ("swish", [], "")
 """What a product may go through before it is rounded, as oneDNN calls it."""
 
 
