@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from frtool.search.registry import make_algorithm
 from frtool.search.run import Search, pausing_search
 from frtool.tasks.arithmetic import ArithmeticTask, embedded_limit
 from frtool.tasks.general import ExpressionTask, GeneralTask
+from frtool.verify.background import Background, in_order
 
 from .control import RANDOM_POLICY, random_rollouts
 from .items import Item
@@ -88,13 +90,15 @@ def _searches(
     forest = _forest(plan, cell, problems, equipment)
     pool = equipment.reward_pool()
     tallies = [_Tally() for _ in problems]
-    starts = [_start(plan, cell, problem, forest, equipment, pool, interrupted) for problem in problems]
-    for place, event in run_forest(forest, starts, interrupted):
-        tallies[place].see(event)
-        if isinstance(event, Ended) and event.reason != "interrupted":
-            now = time.perf_counter()
-            yield tallies[place].result(cell, problems[place], event, now - last)
-            last = now
+    with closing(Background()) as background:
+        starts = [_start(plan, cell, problem, forest, equipment, pool, background, interrupted) for problem in problems]
+        score = pool.answer if pool is not None else lambda: None
+        for place, event in run_forest(forest, starts, interrupted, score):
+            tallies[place].see(event)
+            if isinstance(event, Ended) and event.reason != "interrupted":
+                now = time.perf_counter()
+                yield tallies[place].result(cell, problems[place], event, now - last)
+                last = now
 
 
 def _forest(plan: Plan, cell: Cell, problems: list[Problem], equipment: Equipment) -> Forest:
@@ -116,6 +120,7 @@ def _start(
     forest: Forest,
     equipment: Equipment,
     pool: RewardPool | None,
+    background: Background,
     interrupted: Callable[[], bool],
 ) -> Callable[[], Search]:
     def start() -> Search:
@@ -126,11 +131,12 @@ def _start(
         task, prompt_ids = _prompt(plan, item, forest.loaded)
         scorer = equipment.model_scorer(item.prompt, pool)
         clear: Callable[[], None] = getattr(scorer, "clear", lambda: None)
+        promising = background.take(item.verifier)
         settings: dict[str, Any] = {
             "algorithm": make_algorithm(cell.algorithm, plan.fitted(cell, item)),
             "scorer": scorer,
             "task": task,
-            "verifier": item.verifier,
+            "verifier": promising or item.verifier,
             "budget": Budget(steps=cell.budget),
             "max_depth": plan.search.max_depth or replace(plan.search, prompt=item.prompt).resolved().max_depth,
             "interrupted": interrupted,
@@ -150,7 +156,7 @@ def _start(
                 clear()
                 root.close()
 
-        return search()
+        return search() if promising is None else in_order(search())
 
     return start
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -28,30 +29,26 @@ class Background:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "frtool-verify")
-        self._verifiers: list[CommandVerifier] = []
+        self._over = threading.Event()
 
     def take(self, verifier: Verifier) -> Verifier | None:
         """A verifier whose verdicts are promises, for a search that `in_order` leads; None where `verifier` runs no
         program."""
-        if not isinstance(verifier, CommandVerifier):
-            return None
-        self._verifiers.append(verifier)
-        return _Promising(verifier, self._thread)
+        return _Promising(verifier, self._thread, self._over) if isinstance(verifier, CommandVerifier) else None
 
     def close(self) -> None:
-        for verifier in self._verifiers:
-            verifier.stop()
+        self._over.set()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
 
 class _Promising:
-    def __init__(self, verifier: CommandVerifier, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, verifier: CommandVerifier, thread: ThreadPoolExecutor, over: threading.Event) -> None:
         self.name = verifier.name
-        self._verifier, self._thread = verifier, thread
+        self._verifier, self._thread, self._over = verifier, thread, over
 
     def verify(self, answer: str) -> bool:
         """A `Future` of the verdict, which nothing between here and `in_order` looks at."""
-        return cast(bool, self._thread.submit(self._verifier.verify, answer))
+        return cast(bool, self._thread.submit(lambda: self._verifier.judge(answer, self._over).right))
 
 
 def in_order(search: Search) -> Search:

@@ -67,11 +67,6 @@ class CommandVerifier:
         self._output_bytes = output_bytes
         self._verdicts: OrderedDict[str, Verdict] = OrderedDict()
         self.runs = 0
-        self._stopped = threading.Event()
-
-    def stop(self) -> None:
-        """End the program that runs, and begin none any more: its answer counts as wrong. For another thread."""
-        self._stopped.set()
 
     def verify(self, answer: str) -> bool:
         return self.judge(answer).right
@@ -79,20 +74,23 @@ class CommandVerifier:
     def score(self, answer: str) -> float:
         return self.judge(answer).score
 
-    def judge(self, answer: str) -> Verdict:
-        """The verdict, from memory where the answer was seen before. Raises FrtoolError when nothing can be run."""
+    def judge(self, answer: str, over: threading.Event | None = None) -> Verdict:
+        """The verdict, from memory where the answer was seen before. When another thread sets `over`, the program is
+        ended and the verdict is that, for this time. Raises FrtoolError when nothing can be run."""
+        over = over or threading.Event()
         known = self._verdicts.get(answer)
-        if known is None and self._stopped.is_set():
-            return Verdict(False, 0.0, STOPPED)
         if known is None:
-            known = self._verdicts[answer] = self._run(answer)
+            known = Verdict(False, 0.0, STOPPED) if over.is_set() else self._run(answer, over)
+            if known.why == STOPPED:
+                return known
+            self._verdicts[answer] = known
             if len(self._verdicts) > REMEMBERED:
                 self._verdicts.popitem(last=False)
         else:
             self._verdicts.move_to_end(answer)
         return known
 
-    def _run(self, answer: str) -> Verdict:
+    def _run(self, answer: str, over: threading.Event) -> Verdict:
         self.runs += 1
         with tempfile.TemporaryDirectory(prefix="frtool-", ignore_cleanup_errors=True) as folder:
             path = os.path.join(folder, "answer.txt")
@@ -118,7 +116,7 @@ class CommandVerifier:
                 assert process.stdout is not None
                 with process.stdout as stdout:
                     try:
-                        output, limit = self._read(process, stdout)
+                        output, limit = self._read(process, stdout, over)
                     finally:
                         _end(process)
         if limit is not None:
@@ -129,7 +127,9 @@ class CommandVerifier:
         why = f"exit status {status}" if status >= 0 else f"signal {-status}"
         return Verdict(right, float(right) if score is None else score, why)
 
-    def _read(self, process: subprocess.Popen[bytes], stdout: IO[bytes]) -> tuple[bytes, str | None]:
+    def _read(
+        self, process: subprocess.Popen[bytes], stdout: IO[bytes], over: threading.Event
+    ) -> tuple[bytes, str | None]:
         """The output until the program ends, and the limit that it ran into, if any."""
         deadline = time.monotonic() + self._seconds
         os.set_blocking(stdout.fileno(), False)
@@ -138,28 +138,28 @@ class CommandVerifier:
         with selectors.DefaultSelector() as selector:
             selector.register(stdout, selectors.EVENT_READ)
             while True:
-                over = process.poll() is not None
+                ended = process.poll() is not None
                 while (part := _available(stdout)) is not None:
                     if not part:  # its end, though the program may go on in silence
-                        return b"".join(parts), self._wait(process, deadline)
+                        return b"".join(parts), self._wait(process, deadline, over)
                     parts.append(part)
                     size += len(part)
                     if size > self._output_bytes:
                         return b"", "output limit"
-                if over:
+                if ended:
                     return b"".join(parts), None
                 left = deadline - time.monotonic()
-                if left <= 0 or self._stopped.is_set():
+                if left <= 0 or over.is_set():
                     return b"", "time limit" if left <= 0 else STOPPED
                 selector.select(min(left, _GLANCE))
 
-    def _wait(self, process: subprocess.Popen[bytes], deadline: float) -> str | None:
+    def _wait(self, process: subprocess.Popen[bytes], deadline: float, over: threading.Event) -> str | None:
         while True:
             left = deadline - time.monotonic()
             try:
                 process.wait(max(min(left, _GLANCE), 0.0))
             except subprocess.TimeoutExpired:
-                if left <= _GLANCE or self._stopped.is_set():
+                if left <= _GLANCE or over.is_set():
                     return "time limit" if left <= _GLANCE else STOPPED
             else:
                 return None

@@ -154,3 +154,10 @@ def test_one_budget_of_best_of_n_is_no_curve(capfd: Any, problems: Path) -> None
         capfd, str(problems), *COMMON, "--algorithms", "greedy,best-of-n", "--budgets", "8", "--no-plot"
     )
     assert (status, record["equal_tokens"]) == (0, [])
+
+
+def test_a_command_judges_every_cell(capfd: Any, problems: Path) -> None:
+    argv = [str(problems), *COMMON, "--algorithms", "best-of-n", "--budgets", "4,8", "--verify-command", "true"]
+    status, record, _ = evaluate(capfd, *argv, "--no-plot")
+    assert status == 0
+    assert [row["correct"] for row in record["rows"]] == [2, 2]
