@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from frtool.eval.tasks import load_items
 from frtool.models.embedded.training.batches import batch_seed, empty_batch, make_batch
-from frtool.models.embedded.training.checkpoint import join_parts, write_checkpoint, write_parts
+from frtool.models.embedded.training.checkpoint import join_parts, load_weights, write_checkpoint, write_parts
 from frtool.models.embedded.training.evaluate import auc, path_of, reliability
 from frtool.models.embedded.training.network import DeviceBatch, Reasoner, Shape, losses, tree_mask
 from frtool.models.embedded.training.optimizer import orthogonalise, rate_at
+from frtool.models.embedded.training.problems import game_of_24
 from frtool.models.embedded.training.vocabulary import VOCABULARY_SIZE
 
 TINY = Shape(
@@ -49,6 +51,25 @@ def test_parts_join_to_the_same_weights(tmp_path: Path) -> None:
     joined = join_parts(tmp_path)
     assert joined.keys() == tensors.keys()
     assert all(torch.equal(joined[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_training_goes_on_from_the_weights_that_were_saved(tmp_path: Path) -> None:
+    first, second = tiny_reasoner(), Reasoner(TINY)
+    write_checkpoint(tmp_path, first.checkpoint(torch.float32), TINY)
+    load_weights(second, tmp_path)
+    inputs = DeviceBatch.of(make_batch(1_024, batch_seed(1, 2))[0], torch.device("cpu"))
+    with torch.no_grad():
+        before, after = (reasoner(inputs, tree_mask(inputs)) for reasoner in (first, second))
+    assert torch.equal(before[:, :VOCABULARY_SIZE], after[:, :VOCABULARY_SIZE])
+    assert torch.equal(after[:, VOCABULARY_SIZE:], after[:, :1].expand(-1, after.shape[1] - VOCABULARY_SIZE))
+
+
+def test_what_judges_a_training_holds_no_puzzle_that_is_reported() -> None:
+    judged = {puzzle.numbers for puzzle in game_of_24(40, 3)}
+    reported = {tuple(sorted(item.puzzle.numbers)) for item in load_items("game24") if item.puzzle is not None}
+    assert len(judged) == 40
+    assert len(reported) == 100
+    assert not judged & reported
 
 
 def test_loss_is_zero_where_the_aim_is_met_and_for_padding() -> None:
@@ -103,6 +124,7 @@ def test_the_training_script_runs_to_a_checkpoint(tmp_path: Path) -> None:
     subprocess.run(command, check=True, timeout=240, capture_output=True)
     record = json.loads((tmp_path / "training.json").read_text())
     assert record["steps"] == 2
+    assert record["settings"]["init"] is None
     assert record["validation"]["reward"] > 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert model.config.num_hidden_layers == 1

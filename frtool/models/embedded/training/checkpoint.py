@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .network import Shape
-from .vocabulary import BOS, EOS, PAD, write_tokenizer
+from .network import Reasoner, Shape
+from .vocabulary import BOS, EOS, PAD, VOCABULARY_SIZE, write_tokenizer
 
 
 def write_checkpoint(directory: Path, tensors: dict[str, Tensor], shape: Shape) -> None:
@@ -43,3 +44,16 @@ def join_parts(directory: Path) -> dict[str, Tensor]:
     for path in sorted(directory.glob("part-*.safetensors")):
         tensors.update(load_file(path))
     return tensors
+
+
+@torch.no_grad()
+def load_weights(reasoner: Reasoner, directory: Path) -> None:
+    """Set a network to the checkpoint in `directory`. Raises RuntimeError where the shapes differ.
+
+    The rows that training adds to the embedding are as unlikely as padding.
+    """
+    tensors = load_file(directory / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    rows = reasoner.model.embed_tokens.weight.shape[0] - VOCABULARY_SIZE
+    tensors[name] = torch.cat((tensors[name], tensors[name][PAD].expand(rows, -1)))
+    reasoner.load_state_dict(tensors)

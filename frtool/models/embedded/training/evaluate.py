@@ -83,7 +83,7 @@ class HeldOut:
 def held_out_data(count: int, batches: int, size: int) -> HeldOut:
     """Held-out puzzles and labelled steps: what `evaluate` judges by."""
     sets = {
-        "game24": problems.game_of_24(count, 1),
+        "game24": problems.game_of_24(4 * count, 1),
         "countdown4": problems.countdown_four(count, 1),
         **{f"generated{n}": problems.countdown_generated(max(count // 3, 1), n, n) for n in (4, 5, 6)},
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import random
 from collections.abc import Callable
+from importlib.resources import files
 
 import numpy as np
 
@@ -30,9 +32,14 @@ def is_solvable(numbers: tuple[int, ...], target: int) -> bool:
 
 
 def game_of_24(count: int, seed: int) -> list[Puzzle]:
-    """Distinct sets of four numbers from 1 to 13 that make 24."""
-    every = [n for n in itertools.combinations_with_replacement(range(1, 14), 4) if is_solvable(n, 24)]
-    return [Puzzle(numbers, 24) for numbers in random.Random(seed).sample(every, count)]
+    """Distinct sets of four numbers from 1 to 13 that make 24, at most `count` of the 1,246 that are left when those of
+    `frtool eval game24` are taken out: what is judged here may choose a training."""
+    text = (files("frtool.eval") / "game24.csv").read_text("utf-8")
+    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+    reported = {tuple(sorted(map(int, row["numbers"].split()))) for row in rows}
+    numbers = itertools.combinations_with_replacement(range(1, 14), 4)
+    every = [n for n in numbers if n not in reported and is_solvable(n, 24)]
+    return [Puzzle(n, 24) for n in random.Random(seed).sample(every, min(count, len(every)))]
 
 
 def countdown_four(count: int, seed: int) -> list[Puzzle]:

@@ -19,6 +19,12 @@ FORWARD_SHARES = (0.2, 0.2, 0.4, 0.5)
 LOST_SHARES = (0.04, 0.14, 0.12, 0.03)
 """Puzzles that cannot be solved: roots for the reward to judge. Few sets of six numbers are any."""
 MAX_TARGET = 999
+SMALL_SHARE = 0.5
+LEAST_HIGHEST = 10
+SMALL_HIGHEST = 40
+"""Half the puzzles have numbers up to one of these, evenly; the others up to 100."""
+TARGET_24_SHARE = 0.05
+NEAREST_HIGHEST = 24
 _TRIES = (3_000, 1_000, 200, 30)
 """Draws from the same ranges, by count, before other ranges are drawn."""
 
@@ -35,19 +41,19 @@ def draw_count() -> int:
 
 @jit
 def draw_highest() -> int:
-    """Numbers are uniform from 1 to this."""
-    u = np.random.random()
-    return 13 if u < 0.38 else (25 if u < 0.48 else 100)
+    """Numbers are uniform from 1 to this. It is spread: there are so few sets of small numbers that a model that is
+    shown little else learns them by heart, and the rule for none."""
+    return np.random.randint(LEAST_HIGHEST, SMALL_HIGHEST + 1) if np.random.random() < SMALL_SHARE else 100
 
 
 @jit
 def draw_target_range(highest: int) -> tuple[int, int]:
-    """24 is drawn more often than others: its puzzles of four small numbers are held out, their neighbours are not."""
-    small = highest <= 25
+    """24 is drawn somewhat more often than its neighbours, but not so often that its puzzles are learnt by heart."""
+    small = highest <= SMALL_HIGHEST
     u = np.random.random()
-    if u < (0.2 if small else 0.04):
+    if u < TARGET_24_SHARE:
         return 24, 24
-    if small and u < 0.5:
+    if small and u < 0.45:
         return 10, 40
     return (10, 100) if u < (0.8 if small else 0.6) else (1, MAX_TARGET)
 
@@ -90,13 +96,13 @@ def draw_puzzle(
         forward = np.random.random() < FORWARD_SHARES[count - MIN_NUMBERS]
         chain = np.random.random() < 0.6
         low_target, high_target = draw_target_range(highest)
+        if low_target == high_target and count == 4 and highest <= 13 and not validation:
+            # Game of 24 is held out whole; its neighbours have larger numbers.
+            highest = np.random.randint(14, NEAREST_HIGHEST + 1)
         lost = np.random.random() < LOST_SHARES[count - MIN_NUMBERS]
         for _ in range(_TRIES[count - MIN_NUMBERS]):
             for i in range(count):
                 state[i] = np.random.randint(1, highest + 1)
-            if highest == 13 and count == 4 and low_target == high_target and not (forward or validation):
-                # Game of 24 is held out whole; its nearest neighbours have one larger number.
-                state[0] = np.random.randint(14, 50)
             state[:count].sort()
             if forward and not lost:
                 target = forward_target(state, count, chain, scratch, other)

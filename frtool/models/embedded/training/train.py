@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import BatchStream, batch_seed, empty_batch, make_batch
-from .checkpoint import write_checkpoint, write_parts
+from .checkpoint import load_weights, write_checkpoint, write_parts
 from .evaluate import evaluate, held_out_data
 from .network import DeviceBatch, Reasoner, Shape, losses, tree_mask
 from .optimizer import Muon, rate_at
@@ -30,7 +30,7 @@ from .vocabulary import BAD, GOOD
 
 VALIDATION_SEED = 1_000_003
 LOG_EVERY = 100
-REWARD_BATCHES = 1
+REWARD_BATCHES = 4
 PROGRESS_EVERY = 10
 """Steps between looks at the clock, which all processes must agree about."""
 
@@ -38,6 +38,7 @@ PROGRESS_EVERY = 10
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, default=None, help="go on from the weights in this directory")
     parser.add_argument("--seconds", type=float, default=1200, help="training time, compilation not counted")
     parser.add_argument("--steps", type=int, default=None, help="stop after so many steps, whatever the time")
     parser.add_argument("--tokens", type=int, default=131_072, help="tokens a step, in each process")
@@ -121,7 +122,10 @@ def _train(
     torch.manual_seed(options.seed)
     torch.set_float32_matmul_precision("high")
     shape = Shape(num_hidden_layers=options.layers, hidden_size=options.width)
-    model = Reasoner(shape).to(device)
+    model = Reasoner(shape)
+    if options.init is not None:
+        load_weights(model, options.init)
+    model.to(device)
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
     parameters = list(model.parameters())
