@@ -19,9 +19,9 @@ BASELINE = "best-of-n"
 """What the others are compared with at equal tokens."""
 CHAINS = (BASELINE, "self-consistency")
 BEAM = "beam"
-# Distinct children of a beam, and samples tried for each: a beam that ends before its budget.
+# Children of a beam, which are distinct as they are sampled: none has to be replaced.
 BEAM_EXPAND = 4
-BEAM_OVERSAMPLE = 1.3
+BEAM_OVERSAMPLE = 1.0
 LEVELS = ("beam", "dvts")
 
 

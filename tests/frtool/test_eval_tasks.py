@@ -163,13 +163,13 @@ def test_the_control_draws_legal_steps_and_is_the_same_again() -> None:
     assert random_rollouts(Puzzle((1, 1, 1, 1), 3), 1, 0).rollouts == 1  # never less than one
 
 
-@pytest.mark.parametrize(("budget", "n", "keep"), [(1, 1, 1), (48, 16, 3), (160, 53, 10)])
+@pytest.mark.parametrize(("budget", "n", "keep"), [(1, 1, 1), (48, 16, 4), (160, 53, 13)])
 def test_chains_and_beams_are_as_many_as_the_budget_pays_for(budget: int, n: int, keep: int) -> None:
     plan = Plan(("game24",), ("best-of-n", "beam", "mcts"), (budget,), SearchConfig("x", steps=1))
     (item,) = load_items("game24", limit=1)
     chains, beam, mcts = (plan.fitted(cell, item) for cell in plan.cells())
     assert chains == {"n": n}
-    assert beam == {"keep": keep, "width": 4 * keep, "oversample": 1.3}
+    assert beam == {"keep": keep, "width": 4 * keep, "oversample": 1.0}
     assert mcts == {}
     assert budget < 48 or 3 * math.ceil(beam["width"] * beam["oversample"]) <= budget
     given = Plan(("game24",), ("beam",), (budget,), SearchConfig("x", steps=1), options={"beam": {"keep": 2}})
@@ -192,5 +192,5 @@ def test_levels_fit_the_budget() -> None:
     item = load_items("game24", limit=1)[0]
     plan = Plan(("game24",), ("beam", "dvts"), (48,), SearchConfig(prompt="x").resolved())
     beam, dvts = (plan.fitted(cell, item) for cell in plan.cells())
-    assert beam == {"keep": 3, "width": 12, "oversample": 1.3}
-    assert dvts == {"width": 12, "oversample": 1.3}
+    assert beam == {"keep": 4, "width": 16, "oversample": 1.0}
+    assert dvts == {"width": 16, "oversample": 1.0}
