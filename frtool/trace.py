@@ -240,7 +240,7 @@ def _checked(event: Event) -> Event:
         raise ValueError("event 'node': `token_ids` holds what is no token")
     if isinstance(event, NodeAdded) and not (
         len(event.intervals) in (0, 2 * event.tokens)
-        and all(type(edge) is float and 0 <= edge <= 1 for edge in event.intervals)
+        and all(type(edge) in (int, float) and 0 <= edge <= 1 for edge in event.intervals)
     ):
         raise ValueError("event 'node': `intervals` holds no pair of edges for each token")
     if isinstance(event, Tick) and not all(isinstance(text, str) for text in event.growing.values()):

@@ -92,6 +92,7 @@ def write_lines(path: Path, *records: object) -> Path:
 
 
 RUN_RECORD = to_record(RunStarted("q", {}))
+STEP = {"kind": "node", "id": "0.0", "text": "a", "tokens": 1, "logprob": -1.0, "prior": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,9 @@ RUN_RECORD = to_record(RunStarted("q", {}))
         pytest.param([RUN_RECORD, {"kind": "backup", "id": "../x", "value": 1}], "no node id", id="no-id"),
         pytest.param([RUN_RECORD, {"kind": "select", "ids": ["0", None]}], "'None' is no node id", id="null-among-ids"),
         pytest.param([RUN_RECORD, {"kind": "backup", "id": "0", "value": 10**400}], "fits", id="huge-number"),
+        pytest.param([RUN_RECORD, {**STEP, "intervals": [0.1]}], "no pair of edges", id="half-an-interval"),
+        pytest.param([RUN_RECORD, {**STEP, "intervals": [0, 1.5]}], "no pair of edges", id="edge-beyond-1"),
+        pytest.param([RUN_RECORD, {**STEP, "intervals": [0, "1"]}], "no pair of edges", id="edge-of-text"),
         pytest.param([RUN_RECORD, "[" * 100_000 + "\n"], "line 2", id="deep-nesting"),
         pytest.param([{**RUN_RECORD, "version": "1"}], "version", id="version-text"),
         pytest.param([{**RUN_RECORD, "version": 99}], "version 99", id="newer-version"),
@@ -135,6 +139,11 @@ def test_a_line_without_end_is_refused_without_reading_it_whole(tmp_path):
 def test_a_missing_trace_is_one_line(tmp_path):
     with pytest.raises(TraceError, match="No such file"):
         list(TraceReader(tmp_path / "none.jsonl"))
+
+
+def test_intervals_come_back_as_they_were_written(tmp_path):
+    path = write_lines(tmp_path / "t.jsonl", RUN_RECORD, {**STEP, "intervals": [0.1234567, 1]})
+    assert list(TraceReader(path))[1].intervals == [0.1234567, 1.0]
 
 
 def test_unknown_fields_are_skipped(tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from frtool.search.budget import Budget
 from frtool.search.events import NodeAdded, RunStarted, Selected, from_record, to_record
+from frtool.search.options import OptionError
 from frtool.search.registry import ALGORITHMS, make_algorithm
 from frtool.search.resume import continue_search, record_of
 from frtool.search.run import run_search
@@ -41,6 +42,23 @@ def tree(events):
 
 def test_those_that_want_distinct_children_have_the_option():
     assert DISTINCT == ["ab-mcts", "beam", "best-first", "dvts", "gumbel", "mcts", "rebase"]
+
+
+def test_coverage_is_of_distinct_samples_only():
+    make_algorithm("mcts", {"coverage": 0.9})
+    with pytest.raises(OptionError, match="coverage means nothing where distinct is false") as error:
+        make_algorithm("mcts", {"coverage": 0.9, "distinct": "false"})
+    assert error.value.option == "coverage"
+
+
+def test_a_node_whose_lines_hold_the_coverage_is_sampled_no_more(placed_model, letters):
+    class Favourite(placed_model):
+        def odds(self, path):
+            return [0.98, 0.01, 0.01]
+
+    model = Favourite(branching=3, depth=1, capacity=1)
+    run(model, letters, "best-first", expand=9, coverage=0.9)
+    assert model.drawn == ["a"]
 
 
 @pytest.mark.parametrize("name", DISTINCT)
