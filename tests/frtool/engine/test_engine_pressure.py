@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from frtool.bench.pressure import run_pressure_benchmark
+from frtool.bench.swap import run_swap_benchmark
 from frtool.engine.eviction import eviction_order
 from frtool.engine.rows import Kept
 from frtool.models.load import LoadedModel
@@ -67,3 +68,10 @@ def test_parents_of_growing_steps_go_last_and_equal_values_by_use() -> None:
     root = kept("0", None)
     first, second, busy = kept("0.0", root, 0.5), kept("0.1", root, 0.5), kept("0.2", root, 0.1)
     assert [node.id for node in eviction_order([root, busy, second, first], [busy])] == ["0.1", "0.0", "0.2"]
+
+
+def test_the_swap_benchmark_brings_back_what_it_takes_out(loaded_model: Callable[..., LoadedModel]) -> None:
+    row = run_swap_benchmark(loaded_model(), prompt=32, nodes=3, tokens=10, block_size=4, repeats=1)
+    assert (row.nodes, row.tokens, row.copied) == (3, 10, False)
+    assert row.bytes == 30 * 2 * 2 * 2 * 16 * 4
+    assert min(row.seconds_out, row.seconds_back, row.seconds_again) > 0
