@@ -74,10 +74,11 @@ class DecodeBatch:
             )
 
     def _allocate(self, capacity: int) -> None:
-        self._sent = None
-        self._host = torch.zeros(4, self._round_up(capacity), dtype=torch.long, pin_memory=self._on_gpu)
-        self._host_array = self._host.numpy()
-        self._buffer = torch.zeros_like(self._host, device=self._device) if self._on_gpu else self._host
+        host = torch.zeros(4, self._round_up(capacity), dtype=torch.long, pin_memory=self._on_gpu)
+        # Both or neither: where the device has no memory for the second, the old two stay.
+        buffer = torch.zeros_like(host, device=self._device) if self._on_gpu else host
+        self._host, self._buffer, self._sent = host, buffer, None
+        self._host_array = host.numpy()
 
     def _round_up(self, count: int) -> int:
         return -(-max(count, 1) // self._multiple) * self._multiple

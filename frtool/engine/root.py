@@ -124,8 +124,8 @@ class Root:
                 finish=row.finish or "",
                 reward=row.reward,
                 ids=tuple(row.tokens),
-                # Seven digits are what float32 holds below 1.
-                intervals=tuple(round(edge, 7) for edge in row.intervals),
+                # Seven digits are what float32 holds below 1, which a sum in pieces may pass by the last of them.
+                intervals=tuple(min(round(edge, 7), 1.0) for edge in row.intervals),
                 read_tokens=0 if row.reward is None else len(self.forest.query),
             )
             for row in finished

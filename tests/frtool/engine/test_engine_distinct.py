@@ -74,6 +74,19 @@ def lines_model(chain_model: Model) -> LoadedModel:
     return chain_model(FOLLOWS)
 
 
+def test_an_edge_that_a_sum_in_pieces_lifts_past_one_is_one(
+    lines_model: LoadedModel, drive: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = drive(lines_model, delimiter=".")
+    forest = driver.engine.forest
+    advance = forest.advance
+    monkeypatch.setattr(
+        forest, "advance", lambda row, token, logprob, low, high: advance(row, token, logprob, low, 1.0000001)
+    )
+    steps = grow(driver, Expand("0", 0, prefix=(), uniform=0.4))
+    assert all(step.intervals and max(step.intervals) == 1.0 for step in steps.values())
+
+
 @pytest.mark.parametrize("pipeline", [False, True], ids=["plain", "pipelined"])
 def test_a_step_tells_where_its_tokens_lie_and_can_be_told_where_to_go(
     lines_model: LoadedModel, drive: Drive, pipeline: bool
