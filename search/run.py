@@ -185,8 +185,10 @@ class _Run:
 
     def _search(self) -> Coroutine[Event | Scoring | None, None, str]:
         generator, algorithm, tree = self.generator, self.algorithm, self.tree
+        news = True
+        """Whether the algorithm might say something else than it did: it was told of a step, or had no room."""
         while True:
-            reason = self._stop()
+            reason = self._stop(news)
             if reason is not None:
                 if reason in _CUT_SHORT:
                     yield from self._salvage()
@@ -195,7 +197,8 @@ class _Run:
             left = self.budget.room(nodes=len(tree), steps=self.steps, under_way=len(self.asked))
             if left is not None and left < room:
                 room = left
-            wanted = algorithm.ask(tree, room) if room > 0 else []
+            wanted = algorithm.ask(tree, room) if news and room > 0 else []
+            news = len(wanted) >= room
             if wanted:
                 if len(wanted) > room:
                     raise ValueError(f"{algorithm.name} asked for {len(wanted)} steps where {room} were allowed")
@@ -215,17 +218,19 @@ class _Run:
                 yield from self._salvage()
                 return "memory"
             if steps:
-                yield from self._settle(self._ready(steps))
+                ready = self._ready(steps)
+                news = news or bool(ready)
+                yield from self._settle(ready)
             elif not generator.outstanding:
                 raise RuntimeError(f"the generator lost {len(self.asked) - len(self.finished)} steps")
             now = self.clock()
             if self.ticked is None or now - self.ticked >= self.tick_seconds:
                 yield self._tick(now)
 
-    def _stop(self) -> str | None:
+    def _stop(self, news: bool) -> str | None:
         if self.solved:
             return "solved"
-        reason = self.algorithm.done(self.tree)
+        reason = self.algorithm.done(self.tree) if news else None
         if reason:
             return reason
         if self.interrupted():
