@@ -10,7 +10,21 @@ import pytest
 
 from frtool.cli.app import run as frtool
 
-CALL = ["eval", "game24", "--algorithms", "beam", "--budgets", "8", "--limit", "2", "-q", "--device", "cpu", "--json"]
+CALL = [
+    "eval",
+    "game24",
+    "--algorithms",
+    "beam",
+    "--budgets",
+    "8",
+    "--limit",
+    "2",
+    "-q",
+    "--device",
+    "cpu",
+    "--json",
+    "--no-plot",
+]
 PRESET = (
     'prompt = "{question}\\n"\nlayout = "text"\nread_at = "tag"\nstep_tag = " #"\ngood_token = "+"\n'
     'bad_token = "-"\nhead = "lm"\n'
