@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .children import coverage_option, distinct_option
+from .children import coverage_option, distinct_option, seed_option
 from .closing import prune
 from .families import Family
 from .levels import Levels
@@ -46,7 +46,7 @@ class Beam(Levels):
     lookahead: int = option(0, "greedy steps that a child is rolled out by before it is valued", minimum=0)
     distinct: bool = distinct_option()
     coverage: float | None = coverage_option()
-    seed: int | None = option(None, "of the choice among those; default that of the run, else 0")
+    seed: int | None = seed_option()
     aggregate: str = option("last", "value of a path from its steps' rewards", choices=AGGREGATES)
 
     def __post_init__(self) -> None:

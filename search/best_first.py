@@ -6,7 +6,7 @@ import heapq
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .children import Children, coverage_option, distinct_option
+from .children import Children, coverage_option, distinct_option, seed_option
 from .families import Families
 from .options import option
 from .protocols import Expand
@@ -37,7 +37,7 @@ class BestFirst:
     oversample: float = option(2.0, "samples tried at most, as a multiple of the children wanted", minimum=1)
     distinct: bool = distinct_option()
     coverage: float | None = coverage_option()
-    seed: int | None = option(None, "of the choice among those; default that of the run, else 0")
+    seed: int | None = seed_option()
     aggregate: str = option("last", "value of a path from its steps' rewards", choices=AGGREGATES)
     answers: int | None = option(None, "stop after so many finished paths; default only the budget", minimum=1)
     accept: float = option(0.0, "value that a finished path needs to count", minimum=0, maximum=1)

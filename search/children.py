@@ -26,6 +26,10 @@ def coverage_option() -> Any:
     )
 
 
+def seed_option() -> Any:
+    return option(None, "of the choice among those; default that of the run, else 0")
+
+
 class Children:
     """Requests for children. Where they are to be `distinct`, each is a sample of the lines that the algorithm has not
     been told of after that node (`Lines`); otherwise, and where the generator gives no intervals, of all lines.

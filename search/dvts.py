@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .children import coverage_option, distinct_option
+from .children import coverage_option, distinct_option, seed_option
 from .levels import Levels
 from .options import OptionError, option
 from .protocols import Expand
@@ -33,7 +33,7 @@ class DVTS(Levels):
     oversample: float = option(2.0, "samples tried at most, as a multiple of the children wanted", minimum=1)
     distinct: bool = distinct_option()
     coverage: float | None = coverage_option()
-    seed: int | None = option(None, "of the choice among those; default that of the run, else 0")
+    seed: int | None = seed_option()
     aggregate: str = option("last", "value of a path from its steps' rewards", choices=AGGREGATES)
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .children import coverage_option, distinct_option
+from .children import coverage_option, distinct_option, seed_option
 from .options import OptionError, option
 from .select import choose, value
 from .tree import Node, SearchTree
@@ -70,7 +70,7 @@ class MCTS(Walks):
     backup: str = option("mean", "value of a node from those below it", choices=BACKUPS)
     distinct: bool = distinct_option()
     coverage: float | None = coverage_option()
-    seed: int | None = option(None, "of the choice among those; default that of the run, else 0")
+    seed: int | None = seed_option()
     max_duplicates: int = option(4, "samples in a row without anything new that exhaust a node", minimum=1)
     simulations: int | None = option(None, "stop after so many finished paths; default only the budget", minimum=1)
     accept: float | None = option(

@@ -75,9 +75,9 @@ class KVStats:
     bytes_used: int = 0
     """Of this tree alone, where several share the pool."""
     recomputed_tokens: int = 0
-    restored_tokens: int = 0
-    """Copied back from elsewhere instead."""
     """Tokens of this tree that were read again, because their KV had been evicted."""
+    restored_tokens: int = 0
+    """Tokens of this tree whose evicted KV was copied back instead."""
 
 
 class Generator(Protocol):

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .children import coverage_option, distinct_option
+from .children import coverage_option, distinct_option, seed_option
 from .levels import Levels
 from .options import option
 from .protocols import Expand
@@ -34,7 +34,7 @@ class Rebase(Levels):
     oversample: float = option(1.0, "samples tried at most, as a multiple of a step's share", minimum=1)
     distinct: bool = distinct_option()
     coverage: float | None = coverage_option()
-    seed: int | None = option(None, "of the choice among those; default that of the run, else 0")
+    seed: int | None = seed_option()
     aggregate: str = option("last", "value of a path from its steps' rewards", choices=AGGREGATES)
     vote: str = option(
         "weighted", "take the best path, or the answer with the largest sum", choices=("best", "weighted")

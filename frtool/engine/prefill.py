@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -191,7 +191,7 @@ class Prefill:
     def _forward(self, jobs: list[_Job]) -> tuple[torch.Tensor, list[_Job]]:
         """The logits after the prompts that this pass reads to their end, and these."""
         counts = [job.taken for job in jobs]
-        stops = [sum(counts[: place + 1]) - 1 for place in range(len(counts))]
+        stops = [stop - 1 for stop in accumulate(counts)]
         whole = [place for place, job in enumerate(jobs) if job.read + job.taken == job.trunk.length]
         logits = self._forest.batch.forward(
             [job.branch_id for job in jobs],
