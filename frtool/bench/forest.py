@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from frtool.config import SearchConfig
-from frtool.files import save_text
 from frtool.search.events import Ended
 from frtool.solving.many import Many
 from frtool.solving.question import Question
@@ -129,7 +127,7 @@ def _outcome(many: Many, questions: Iterable[Question | None]) -> Outcome:
 
 
 def main() -> None:
-    from frtool.bench.machine import machine
+    from frtool.bench.machine import machine, put_out
     from frtool.models.load import load_model
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -147,10 +145,7 @@ def main() -> None:
         loaded, problems=given.problems, rollouts=given.rollouts, batch=given.batch, repeats=given.repeats
     )
     record = {"machine": machine(loaded), "note": given.note, **report.record()}
-    text = json.dumps(record, indent=2) + "\n"
-    print(text, end="")
-    if given.output is not None:
-        save_text(given.output, text)
+    put_out(record, given.output)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""What a benchmark of searches ran on."""
+"""What a benchmark of searches ran on, and where its record goes."""
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from frtool.files import save_text
 
 if TYPE_CHECKING:
     from frtool.models.load import LoadedModel
@@ -25,3 +29,11 @@ def machine(loaded: LoadedModel) -> dict[str, Any]:
         "model": loaded.name,
         "parameters": loaded.parameters,
     }
+
+
+def put_out(record: dict[str, Any], output: Path | None) -> None:
+    """Print a record as JSON, and keep it in `output`."""
+    text = json.dumps(record, indent=2) + "\n"
+    print(text, end="")
+    if output is not None:
+        save_text(output, text)

@@ -7,7 +7,6 @@ or copied back from host memory, and the time.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frtool.config import SearchConfig
-from frtool.files import save_text
 from frtool.session import Session
 from frtool.view.model import TreeModel
 from frtool.view.record import tree_record
@@ -103,7 +101,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    from frtool.bench.machine import machine
+    from frtool.bench.machine import machine, put_out
     from frtool.models.load import load_model
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -119,10 +117,7 @@ def main() -> None:
     rows = run_pressure_benchmark(loaded, ALGORITHMS, steps=given.steps, part=given.part, batch=given.batch)
     plan = {"prompt": PROMPT, "options": ALGORITHMS, "part": given.part, "batch": given.batch}
     record = {"machine": machine(loaded), "note": given.note, "plan": plan, "rows": [asdict(row) for row in rows]}
-    text = json.dumps(record, indent=2) + "\n"
-    print(text, end="")
-    if given.output is not None:
-        save_text(given.output, text)
+    put_out(record, given.output)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,7 +17,6 @@ import torch
 
 from frtool.engine.batch import DecodeBatch
 from frtool.engine.swap import HostCopy, HostMemory, worth_a_copy
-from frtool.files import save_text
 from frtool.kernels.allocator import PhysicalKVAllocator
 
 if TYPE_CHECKING:
@@ -107,7 +105,7 @@ def _timed(loaded: LoadedModel, run: Callable[..., object], *arguments: Any) -> 
 
 def main() -> None:
     from frtool.bench.decode_models import SHAPES, random_model
-    from frtool.bench.machine import machine
+    from frtool.bench.machine import machine, put_out
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=SHAPES, default="smollm2-135m")
@@ -124,10 +122,7 @@ def main() -> None:
         for nodes in given.nodes.split(",")
     ]
     record = {"machine": machine(loaded), "prompt": given.prompt, "rows": [asdict(row) for row in rows]}
-    text = json.dumps(record, indent=2) + "\n"
-    print(text, end="")
-    if given.output is not None:
-        save_text(given.output, text)
+    put_out(record, given.output)
 
 
 if __name__ == "__main__":

@@ -124,13 +124,11 @@ def _start(
     interrupted: Callable[[], bool],
 ) -> Callable[[], Search]:
     def start() -> Search:
-        from frtool.engine import Root
-        from frtool.solving.equipment import attach
+        from frtool.solving.equipment import plant
 
         item, seed = problem
         task, prompt_ids = _prompt(plan, item, forest.loaded)
         scorer = equipment.model_scorer(item.prompt, pool)
-        clear: Callable[[], None] = getattr(scorer, "clear", lambda: None)
         promising = background.take(item.verifier)
         settings: dict[str, Any] = {
             "algorithm": make_algorithm(cell.algorithm, plan.fitted(cell, item)),
@@ -142,19 +140,13 @@ def _start(
             "interrupted": interrupted,
             "tick_seconds": float("inf"),
         }
-        try:
-            root = Root(forest, prompt_ids, seed, read_later=True)
-        except BaseException:
-            clear()
-            raise
-        attach(scorer, root)
+        root, free = plant(forest, prompt_ids, scorer, seed)
 
         def search() -> Search:
             try:
                 yield from pausing_search(generator=root, **settings)
             finally:
-                clear()
-                root.close()
+                free()
 
         return search() if promising is None else in_order(search())
 

@@ -19,7 +19,7 @@ from .custom import Custom
 from .problem import Problem
 
 if TYPE_CHECKING:
-    from frtool.engine import EngineOptions, Root
+    from frtool.engine import EngineOptions, Forest, Root
     from frtool.models.load import LoadedModel
     from frtool.scoring.reward_pool import RewardPool
     from frtool.search.protocols import Algorithm, Scorer
@@ -197,6 +197,30 @@ def attach(scorer: Scorer, root: Root) -> None:
         scorer.spend = spend
     elif isinstance(scorer, SelfEvalScorer):
         scorer.attach(root)
+
+
+def plant(
+    forest: Forest, prompt_ids: list[int], scorer: Scorer, seed: int | None = None
+) -> tuple[Root, Callable[[], None]]:
+    """A root whose prompt the forest's next pass reads, with a scorer that knows it, and what frees all that both hold.
+
+    Raises as `Root` does, and then the scorer holds nothing.
+    """
+    from frtool.engine import Root
+
+    clear: Callable[[], None] = getattr(scorer, "clear", lambda: None)
+    try:
+        root = Root(forest, prompt_ids, seed, read_later=True)
+    except BaseException:
+        clear()
+        raise
+    attach(scorer, root)
+
+    def free() -> None:
+        clear()
+        root.close()
+
+    return root, free
 
 
 def load_policy(config: SearchConfig, progress: Progress) -> LoadedModel:

@@ -17,7 +17,7 @@ from frtool.tasks.puzzle import parse_puzzle
 from frtool.verify.background import Background, in_order
 
 from .custom import Custom
-from .equipment import Equipment, Progress, attach
+from .equipment import Equipment, Progress, plant
 from .problem import Problem
 from .question import Question
 
@@ -165,20 +165,13 @@ class Many:
         return start
 
     def _search(self, attempt: Attempt, tick_seconds: float) -> Search:
-        from frtool.engine import Root
-
         equipment = self._equipment
         problem = Problem.read(self._config(attempt.question), equipment.custom)
         config = problem.config
         assert config.max_depth is not None
+        prompt_ids = equipment.prompt_ids(problem)
         scorer = equipment.scorer(problem, self._pool)
-        clear: Callable[[], None] = getattr(scorer, "clear", lambda: None)
-        try:
-            root = Root(self.forest, equipment.prompt_ids(problem), read_later=True)
-        except BaseException:
-            clear()
-            raise
-        attach(scorer, root)
+        root, free = plant(self.forest, prompt_ids, scorer)
         promising = None
         if problem.verifier is not None and problem.judge is not problem.verifier and not config.steer:
             promising = self._background.take(problem.verifier)
@@ -202,8 +195,7 @@ class Many:
             try:
                 yield from search
             finally:
-                clear()
-                root.close()
+                free()
 
         def watched() -> Search:
             attempt.problem = problem
