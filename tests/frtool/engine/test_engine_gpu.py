@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,20 +57,27 @@ def test_a_full_pool_leaves_nothing_behind(loaded: LoadedModel, drive: Drive) ->
 
 
 @pytest.fixture(scope="module")
-def delimiter(loaded: LoadedModel) -> str:
-    """What this random model writes most, so that its steps have children whatever the library drew its weights by."""
-    root = Root(Forest(loaded, EngineOptions(max_step_tokens=24, num_blocks=256, block_size=8)), [5, 6, 7])
-    for ordinal in range(16):
+def endless(loaded: LoadedModel) -> LoadedModel:
+    return replace(loaded, eos_ids=frozenset())
+
+
+@pytest.fixture(scope="module")
+def delimiter(endless: LoadedModel) -> str:
+    """What most of this random model's steps hold, so that they have children whatever the library drew its weights by."""
+    prompt = endless.tokenizer("make 24 from 1 2\n")["input_ids"]
+    root = Root(Forest(endless, EngineOptions(max_step_tokens=24, num_blocks=256, block_size=8)), prompt)
+    for ordinal in range(32):
         root.submit(Expand("0", ordinal))
-    texts = []
+    held: Counter[str] = Counter()
     while root.outstanding:
         root.forest.poll()
-        texts += [step.text for step in root.poll()]
-    return Counter("".join(texts)).most_common(1)[0][0]
+        for step in root.poll():
+            held.update(set(step.text))
+    return held.most_common(1)[0][0]
 
 
-def test_kv_that_comes_back_from_host_memory_is_what_left(loaded: LoadedModel, drive: Drive, delimiter: str) -> None:
-    driver = drive(loaded, delimiter=delimiter, swap_space=1 << 30)
+def test_kv_that_comes_back_from_host_memory_is_what_left(endless: LoadedModel, drive: Drive, delimiter: str) -> None:
+    driver = drive(endless, delimiter=delimiter, prompt="make 24 from 1 2\n", swap_space=1 << 30)
     driver.grow(width=4, depth=2)
     engine = driver.engine
     allocator, kept = engine.allocator, engine.holdings.kept
@@ -93,10 +101,10 @@ def test_kv_that_comes_back_from_host_memory_is_what_left(loaded: LoadedModel, d
 
 @pytest.mark.parametrize("pipeline", [False, True])
 def test_a_search_whose_kv_goes_to_host_memory_ends_clean(
-    loaded: LoadedModel, drive: Drive, delimiter: str, pipeline: bool
+    endless: LoadedModel, drive: Drive, delimiter: str, pipeline: bool
 ) -> None:
     options = {"prompt": "make 24 from 1 2\n", "delimiter": delimiter, "read_rewards": True, "pipeline": pipeline}
-    driver = drive(loaded, num_blocks=16, swap_space=1 << 30, **options)
+    driver = drive(endless, num_blocks=16, swap_space=1 << 30, **options)
     steps = driver.grow(width=6, depth=3)
     assert len(steps) >= 12
     assert driver.engine.kv().restored_tokens > 0
