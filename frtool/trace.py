@@ -111,8 +111,8 @@ class TraceReader:
     """Iterates over the events of a trace. Afterwards `truncated` says that the last line was cut, and `complete` that
     the search's end stands in it. `offset` is where the line of the event given last ends, in bytes.
 
-    Raises TraceError, naming the line, for what is no trace, for damage before the last line, and for a newer version.
-    Blank lines and unknown fields are skipped.
+    Raises TraceError, naming the line, for what is no trace, for damage before the last line, for a node that stands
+    there twice, and for a newer version. lines and unknown fields are skipped.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -133,6 +133,7 @@ class TraceReader:
 
     def _events(self, file: BinaryIO) -> Iterator[Event]:
         begun = False
+        nodes: set[str] = set()
         number = read = 0
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
@@ -148,6 +149,10 @@ class TraceReader:
                     self.truncated = True
                     return
                 raise self._error(number, str(error)) from None
+            if isinstance(event, NodeAdded):
+                if event.id in nodes:
+                    raise self._error(number, f"node {event.id[:40]} stands there twice")
+                nodes.add(event.id)
             begun = True
             self.complete = isinstance(event, Ended)
             self.offset = read

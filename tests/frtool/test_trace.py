@@ -35,7 +35,9 @@ LATER = st.one_of(
 
 
 @settings(max_examples=60, deadline=None)
-@given(RUN, st.lists(LATER, max_size=8))
+@given(
+    RUN, st.lists(LATER, max_size=8, unique_by=lambda event: event.id if isinstance(event, NodeAdded) else id(event))
+)
 def test_what_was_written_is_read_back(tmp_path_factory, run, later):
     path = tmp_path_factory.mktemp("trace") / "t.jsonl"
     with TraceWriter(path) as writer:
@@ -114,6 +116,7 @@ STEP = {"kind": "node", "id": "0.0", "text": "a", "tokens": 1, "logprob": -1.0, 
         pytest.param([RUN_RECORD, {**STEP, "intervals": [0.1]}], "no pair of edges", id="half-an-interval"),
         pytest.param([RUN_RECORD, {**STEP, "intervals": [0, 1.5]}], "no pair of edges", id="edge-beyond-1"),
         pytest.param([RUN_RECORD, {**STEP, "intervals": [0, "1"]}], "no pair of edges", id="edge-of-text"),
+        pytest.param([RUN_RECORD, STEP, STEP], "line 3: node 0.0 stands there twice", id="a-node-twice"),
         pytest.param([RUN_RECORD, "[" * 100_000 + "\n"], "line 2", id="deep-nesting"),
         pytest.param([{**RUN_RECORD, "version": "1"}], "version", id="version-text"),
         pytest.param([{**RUN_RECORD, "version": 99}], "version 99", id="newer-version"),
