@@ -126,7 +126,7 @@ class PhysicalKVAllocator(BlockLedger):
         return buffer[:numel].view(shape)
 
     def stats(self) -> AllocatorStats:
-        """The counters now. O(blocks of all branches)."""
+        """The counters now. No work grows with blocks."""
         used = self.num_blocks - self.free_blocks
         physical, logical = self.token_counts()
         return AllocatorStats(

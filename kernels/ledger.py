@@ -46,6 +46,19 @@ class Branch:
     _row: int = field(repr=False)
 
 
+@dataclass(slots=True)
+class _Found:
+    """Branches by id, and their table rows int64 `[n]`."""
+
+    ids: tuple[int, ...]
+    branches: list[Branch]
+    rows: np.ndarray
+    distinct: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.distinct = len(set(self.ids)) == len(self.ids)
+
+
 class BlockLedger:
     """`num_blocks` blocks of `block_size` tokens. Branch ids are never reused. Not thread-safe.
 
@@ -63,6 +76,9 @@ class BlockLedger:
         # int64 because numpy converts any other index, which costs more than the lookup.
         self._refs = np.zeros(num_blocks, np.int64)
         self._tables = np.full((8, 8), -1, np.int64)
+        self._lengths = np.zeros(8, np.int64)
+        """Tokens of the branch of each table row; 0 where there is none."""
+        self._found: _Found | None = None
         self._free_rows = list(range(7, -1, -1))
         # A stack whose top is the lowest block of a fresh pool: what is taken together lies together.
         self._free = list(range(num_blocks - 1, -1, -1))
@@ -132,12 +148,12 @@ class BlockLedger:
                 row[index] = block
                 self._refs[block] = 1
             self._count_table_blocks(want - have)
-        branch.length = length + num_tokens
+        branch.length = self._lengths[branch._row] = length + num_tokens
 
     def append_many(self, branch_ids: Sequence[int], counts: Sequence[int]) -> None:
         """`append` for several distinct branches at once: all of them or, when blocks run out, none."""
-        branches, growth = self._growth(branch_ids, counts)
-        rows, start, want, copied, sources = growth
+        found, counts_ = self._find(branch_ids), np.asarray(counts, np.int64)
+        rows, start, want, copied, sources = self._growth(found, counts_)
         taken = want - start
         needed = int(taken.sum())
         if needed:
@@ -151,8 +167,9 @@ class BlockLedger:
                 np.subtract.at(self._refs, sources, 1)
                 self._copy_blocks(sources, blocks[first[copied]].tolist())
             self._count_table_blocks(needed - len(sources))
-        for branch, count in zip(branches, counts, strict=True):
-            branch.length += int(count)
+        self._lengths[rows] += counts_
+        for branch, length in zip(found.branches, self._lengths[rows].tolist(), strict=True):
+            branch.length = length
 
     def free_branch(self, branch_id: int) -> None:
         """End a branch. Blocks that other branches hold live on. O(blocks of the branch)."""
@@ -163,6 +180,8 @@ class BlockLedger:
         dead = table[np.count_nonzero(left) :]
         self._free.extend(dead[::-1].tolist())
         del self._branches[branch_id]
+        self._found = None
+        self._lengths[branch._row] = 0
         self._free_rows.append(branch._row)
         self._table_blocks -= len(table)
         self._frees += 1
@@ -175,7 +194,8 @@ class BlockLedger:
 
     def lengths(self, branch_ids: Sequence[int]) -> np.ndarray:
         """int64 `[len(branch_ids)]`: tokens of each branch."""
-        return np.array([self._branch(i).length for i in branch_ids], np.int64)
+        lengths: np.ndarray = self._lengths[self._find(branch_ids).rows]
+        return lengths
 
     def block_table(self, branch_id: int) -> np.ndarray:
         """int32 `[blocks]`, a copy: the physical blocks of the branch in order."""
@@ -188,12 +208,8 @@ class BlockLedger:
 
     def layout(self, branch_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """`block_tables` and `lengths` of the branches, at once."""
-        try:
-            branches = list(map(self._branches.__getitem__, branch_ids))
-        except KeyError as unknown:
-            raise UnknownBranch(unknown.args[0]) from None
-        lengths = np.array([b.length for b in branches], np.int64)
-        rows = np.array([b._row for b in branches], np.int64)
+        rows = self._find(branch_ids).rows
+        lengths = self._lengths[rows]
         blocks = -(-lengths // self.block_size)
         width = int(blocks.max(initial=0))
         least = int(blocks.min(initial=width))
@@ -215,14 +231,16 @@ class BlockLedger:
 
     def last_slots(self, branch_ids: Sequence[int], counts: Sequence[int]) -> np.ndarray:
         """int64 `[sum(counts)]`: slots of the last `counts[i]` tokens of each branch, branch after branch."""
-        branches = [self._branch(i) for i in branch_ids]
-        lengths = np.array([b.length for b in branches], np.int64)
+        rows = self._find(branch_ids).rows
+        lengths = self._lengths[rows]
         counts_ = np.asarray(counts, np.int64)
         if counts_.shape != lengths.shape or (counts_ < 0).any() or (counts_ > lengths).any():
             raise ValueError(f"counts {list(counts)} do not fit branches of {lengths.tolist()} tokens")
-        stops = np.cumsum(counts_)
-        positions = np.arange(int(counts_.sum())) + np.repeat(lengths - stops, counts_)
-        rows = np.repeat(np.array([b._row for b in branches], np.int64), counts_)
+        if (counts_ == 1).all():
+            positions = lengths - 1
+        else:
+            positions = np.arange(int(counts_.sum())) + np.repeat(lengths - np.cumsum(counts_), counts_)
+            rows = np.repeat(rows, counts_)
         blocks = self._tables[rows, positions // self.block_size]
         slots: np.ndarray = blocks * self.block_size + positions % self.block_size
         return slots
@@ -239,17 +257,26 @@ class BlockLedger:
 
     def blocks_needed(self, branch_ids: Sequence[int], counts: Sequence[int]) -> int:
         """Blocks that `append_many(branch_ids, counts)` would take."""
-        _, (_, start, want, _, _) = self._growth(branch_ids, counts)
+        _, start, want, _, _ = self._growth(self._find(branch_ids), np.asarray(counts, np.int64))
         return int((want - start).sum())
 
     def token_counts(self) -> tuple[int, int]:
-        """Tokens of the live branches: stored (every block once, up to its longest holder), and summed by branch."""
-        lengths = self.lengths(self.branch_ids)
-        tables = self.block_tables(self.branch_ids)
-        filled = np.minimum(lengths[:, None] - np.arange(tables.shape[1]) * self.block_size, self.block_size)
-        fill = np.zeros(self.num_blocks + 1, np.int64)
-        np.maximum.at(fill, tables, filled)  # what pads the tables, -1, falls on the entry past the last block
-        return int(fill[: self.num_blocks].sum()), int(lengths.sum())
+        """Tokens of the live branches: stored (every block once, up to its longest holder), and summed by branch.
+        No work grows with blocks."""
+        ends = self._lengths % self.block_size
+        rows = ends.nonzero()[0]
+        fill, tails = ends[rows], self._tables[rows, self._lengths[rows] // self.block_size]
+        shared = self._refs[tails] > 1
+        missing = int((self.block_size - fill[~shared]).sum())
+        if shared.any():
+            # The longest holder of each shared tail; where not all holders end in it, some fill it.
+            fill, tails = fill[shared], tails[shared]
+            order = np.lexsort((-fill, tails))
+            fill, tails = fill[order], tails[order]
+            blocks, first, holders = np.unique(tails, return_index=True, return_counts=True)
+            missing += int((self.block_size - fill[first])[holders == self._refs[blocks]].sum())
+        used = self.num_blocks - len(self._free)
+        return used * self.block_size - missing, int(self._lengths.sum())
 
     def check(self) -> None:
         """Prove the counts, the free list and the sharing from the branches alone, or raise AssertionError."""
@@ -266,6 +293,7 @@ class BlockLedger:
                 _prove(held_at.setdefault(block, place) == place, f"block {block} is shared without its prefix")
             refs[blocks] += 1
             rows.add(branch._row)
+            _prove(branch.length == self._lengths[branch._row], f"branch {branch.branch_id} has two lengths")
             table_blocks += len(blocks)
         free = set(self._free)
         _prove(np.array_equal(refs, self._refs), "reference counts disagree with the branches")
@@ -282,6 +310,18 @@ class BlockLedger:
             return self._branches[branch_id]
         except KeyError:
             raise UnknownBranch(branch_id) from None
+
+    def _find(self, branch_ids: Sequence[int]) -> _Found:
+        """Where the branches are. The same ones are asked for several times a step, so the last answer is kept."""
+        ids = tuple(branch_ids)
+        found = self._found
+        if found is None or found.ids != ids:
+            try:
+                branches = list(map(self._branches.__getitem__, ids))
+            except KeyError as unknown:
+                raise UnknownBranch(unknown.args[0]) from None
+            found = self._found = _Found(ids, branches, np.array([b._row for b in branches], np.int64))
+        return found
 
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -314,11 +354,13 @@ class BlockLedger:
         if not self._free_rows:
             rows = len(self._tables)
             self._tables = np.concatenate([self._tables, np.full_like(self._tables, -1)])
+            self._lengths = np.concatenate([self._lengths, np.zeros_like(self._lengths)])
             self._free_rows.extend(range(2 * rows - 1, rows - 1, -1))
         if num_blocks > self._tables.shape[1]:
             self._widen(num_blocks)
         branch = Branch(self._next_id, length, self._free_rows.pop())
         self._branches[self._next_id] = branch
+        self._lengths[branch._row] = length
         self._next_id += 1
         return branch
 
@@ -333,22 +375,20 @@ class BlockLedger:
         return branch
 
     def _growth(
-        self, branch_ids: Sequence[int], counts: Sequence[int]
-    ) -> tuple[list[Branch], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[int]]]:
-        """What `append_many` would do: the branches, then per branch its table row, the first and one-past-last index
-        of the table that get new blocks, then the branches whose tail is copied and the blocks they copy."""
-        branches = [self._branch(i) for i in branch_ids]
-        counts_ = np.asarray(counts, np.int64)
-        if counts_.shape != (len(branches),):
-            raise ValueError(f"{len(branches)} branches but {counts_.size} counts")
-        if len(set(branch_ids)) != len(branches):
+        self, found: _Found, counts: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[int]]:
+        """What `append_many` would do. Per branch its table row, the first and one-past-last index of the table that
+        get new blocks, then the branches whose tail is copied and the blocks they copy."""
+        rows = found.rows
+        if counts.shape != rows.shape:
+            raise ValueError(f"{len(rows)} branches but {counts.size} counts")
+        if not found.distinct:
             raise ValueError("a branch is appended to twice in one call")
-        if (counts_ < 1).any():
-            raise ValueError(f"num_tokens must be at least 1, not {counts_.min()}")
-        lengths = np.array([b.length for b in branches], np.int64)
-        rows = np.array([b._row for b in branches], np.int64)
+        if (counts < 1).any():
+            raise ValueError(f"num_tokens must be at least 1, not {counts.min()}")
+        lengths = self._lengths[rows]
         start = -(-lengths // self.block_size)
-        want = -(-(lengths + counts_) // self.block_size)
+        want = -(-(lengths + counts) // self.block_size)
         partial = np.flatnonzero(lengths % self.block_size)
         tails = self._tables[rows[partial], start[partial] - 1]
         shared = np.flatnonzero(self._refs[tails] > 1)
@@ -363,7 +403,7 @@ class BlockLedger:
                 sources.append(tail)
             holders[tail] = left - 1
         start[copied] -= 1
-        return branches, (rows, start, want, np.array(copied, np.int64), sources)
+        return rows, start, want, np.array(copied, np.int64), sources
 
     def _copy_blocks(self, sources: list[int], targets: list[int]) -> None:
         """Called when the contents of `sources` must appear in `targets`, before anything is written to either."""
