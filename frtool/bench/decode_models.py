@@ -67,7 +67,7 @@ class Numerals:
         return self
 
     def decode(self, ids: list[int], **_: Any) -> str:
-        return "".join(f"{token} " for token in ids)
+        return " ".join(map(str, ids)) + " "
 
 
 def parameter_count(shape: str) -> int:

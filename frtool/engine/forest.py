@@ -228,6 +228,7 @@ class Forest:
 
     def advance(self, row: Row, token: int, logprob: float, low: float, high: float) -> bool:
         """Add a sampled token and its interval; say whether the step is finished and needs no further pass."""
+        tokens = row.tokens
         row.root.policy_tokens += 1
         row.sampled += 1
         row.logprob += logprob
@@ -236,13 +237,14 @@ class Forest:
         if token in self._end_ids:
             row.finish = "end"
         else:
-            row.tokens.append(token)
+            tokens.append(token)
             if row.text.push(token):
                 row.finish = "step"
                 return False
-            if len(row.tokens) >= self.options.max_step_tokens or row.length >= row.root.max_length:
-                row.finish = "length"
-        return row.finish is not None and not self.query
+            if len(tokens) < row.most:
+                return False
+            row.finish = "length"
+        return not self.query
 
     # Starting the next pass
 

@@ -52,11 +52,11 @@ def forced(token: int) -> float:
 def row_noise(rows: Sequence[Row], indices: Sequence[int]) -> npt.NDArray[np.float32]:
     """float32 [n]: what decides token `indices[i]` of each row. The numbers that a row brings come before its noise."""
     noise = uniforms(np.array([row.key for row in rows], np.uint64), np.array(indices, np.uint64))
-    for place, (row, index) in enumerate(zip(rows, indices, strict=True)):
+    for place, row in enumerate(rows):
         if row.greedy:
             noise[place] = LIKELIEST
-        elif index < len(row.course):
-            noise[place] = row.course[index]
+        elif row.course and indices[place] < len(row.course):
+            noise[place] = row.course[indices[place]]
     return noise
 
 

@@ -161,18 +161,18 @@ class Pipeline:
         judged = set()
         for unread, origin in ((flight, 0), (first, self.passes.limit)):
             for feed, place in zip(unread.feeds, unread.drawn.rows.tolist(), strict=True) if unread else ():
+                row = feed.row
                 if feed.is_query:
-                    judged.add(feed.row)
-                elif feed.row.finish is None:
-                    sources[feed.row] = origin + place
-        most = self._forest.options.max_step_tokens - 1
+                    judged.add(row)
+                elif row.finish is None:
+                    sources[row] = origin + place
         feeds = []
         for row in self._forest.rows:
-            if row in sources:
-                held = len(row.tokens)
+            source = sources.get(row)
+            if source is not None:
                 # Whether it needs a pass after the token that is drawn just now, unless that ends it.
-                if held < most and row.parent.length + held + 1 < row.root.max_length:
-                    feeds.append(_Feed(row, [0] if row.sampled else [*row.unfed(), 0], sources[row]))
+                if len(row.tokens) + 1 < row.most:
+                    feeds.append(_Feed(row, [0] if row.sampled else [*row.unfed(), 0], source))
                 continue
             tokens = row.unfed()
             if tokens:

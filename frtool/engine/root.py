@@ -97,6 +97,7 @@ class Root:
             ordinal=expand.ordinal,
             key=step_key(self.seed, expand.parent, expand.ordinal),
             text=StepText(self.forest.detokenizer, self.forest.options.delimiter, parent.tail),
+            most=min(self.forest.options.max_step_tokens, self.max_length - parent.length),
             greedy=expand.greedy,
             course=course(expand.prefix, expand.uniform),
         )

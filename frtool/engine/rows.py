@@ -59,6 +59,8 @@ class Row:
     key: int
     """Of its sampling noise."""
     text: StepText
+    most: int
+    """Tokens that its text may have."""
     greedy: bool = False
     """It takes the likeliest token each time."""
     course: tuple[float, ...] = ()

@@ -23,6 +23,8 @@ class Detokenizer:
         # Tokens that stand for bytes have the same text wherever a character may begin.
         self._in_bytes = type(getattr(self._backend, "decoder", None)).__name__ == "ByteLevel"
         self._pieces: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {}
+        self.alone: dict[int, str] = {}
+        """What `whole_piece` said."""
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids`, without special tokens."""
@@ -41,7 +43,22 @@ class Detokenizer:
         if piece is None:
             if len(self._pieces) >= _MOST_PIECES:
                 self._pieces.clear()
-            piece = self._pieces[key] = self.decode([*before, *ids])[len(self.decode(list(before))) :]
+            piece = self.decode([*before, *ids])
+            if before:
+                piece = piece[len(self.decode(list(before))) :]
+            self._pieces[key] = piece
+        return piece
+
+    def whole_piece(self, token: int) -> str | None:
+        """What a token adds after whole characters, where that depends on nothing and is whole characters itself."""
+        if not self._in_bytes or token in self.special_ids:
+            return None
+        piece = self.decode([token])
+        if piece.endswith("\ufffd"):
+            return None
+        if len(self.alone) >= _MOST_PIECES:
+            self.alone.clear()
+        self.alone[token] = piece
         return piece
 
 
@@ -76,17 +93,24 @@ class StepText:
 
     def push(self, token: int) -> bool:
         """Add a token; say whether the step is whole now."""
-        if token in self._detokenizer.special_ids:
-            return False
-        ids = (*self._pending, token)
-        piece = self._detokenizer.piece(self._before, ids)
-        if piece.endswith("\ufffd") and len(ids) < _MOST_PENDING:
-            self._pending = ids
-            return False
+        detokenizer = self._detokenizer
+        piece = None
+        if not self._pending:
+            piece = detokenizer.alone.get(token) or detokenizer.whole_piece(token)
+        if piece is None:
+            if token in detokenizer.special_ids:
+                return False
+            ids = (*self._pending, token)
+            piece = detokenizer.piece(self._before, ids)
+            if piece.endswith("\ufffd") and len(ids) < _MOST_PENDING:
+                self._pending = ids
+                return False
+            self._pending = ()
         self._before = (token,)
-        self._pending = ()
-        before, self._shown = len(self._shown), self._shown + piece
-        return self._whole(before)
+        before = len(self._shown)
+        self._shown += piece
+        # It is this token that completes a delimiter which was not there before.
+        return self._delimiter[-1] in piece and self._whole(before)
 
     def _whole(self, before: int) -> bool:
         delimiter, text = self._delimiter, self._shown
