@@ -20,11 +20,11 @@ from .plan import TreePlan
 
 @dataclass(slots=True)
 class GroupedPlan:
-    """The tree, and its tiles for each (window, query heads) that has been asked for."""
+    """The tree, and its tiles for each (window, query heads, rows of D numbers from query to query) asked for."""
 
     tree: TreePlan
     backend: str = "torch"
-    _work: dict[tuple[int | None, int], list[Slab]] = field(default_factory=dict, repr=False)
+    _work: dict[tuple[int | None, int, int], list[Slab]] = field(default_factory=dict, repr=False)
 
     @property
     def branch_ids(self) -> tuple[int, ...]:
@@ -47,37 +47,48 @@ def attend_grouped(
     *,
     layer: int,
     scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
-    out: torch.Tensor,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """q, out `[T, Hq, D]`, sinks `[Hq]`; the formula is that of `reference`."""
+    """q, out `[T, Hq, D]`, sinks `[Hq]`; the formula is that of `reference`. Without `out` a new tensor in fp32."""
     heads, dim = q.shape[1:]
-    work = plan._work.get((window, heads))
-    if work is None:
-        work = plan._work[window, heads] = lay_out(plan.tree, allocator, window, heads)
-    stored = allocator.rows_from(layer, by_token=allocator.dtype != torch.float32)
     asked = q.float()
+    if asked.stride(2) != 1 or asked.stride(1) != dim or asked.stride(0) % dim:
+        asked = asked.contiguous()
+    pitch = asked.stride(0) // dim
+    work = plan._work.get((window, heads, pitch))
+    if work is None:
+        work = plan._work[window, heads, pitch] = lay_out(plan.tree, allocator, window, heads, pitch)
+    stored = allocator.rows_from(layer, by_token=allocator.dtype != torch.float32)
+    queries = asked.as_strided(((len(asked) - 1) * pitch + heads, dim), (dim, 1))
+    whole = len(work) == 1 and work[0].queries is None
+    if not whole and out is None:
+        out = q.new_empty(q.shape, dtype=torch.float32)
     for slab in work:
-        queries = asked if slab.queries is None else asked.index_select(0, slab.queries)
-        result = _attend_slab(queries.reshape(-1, dim), stored, slab, scale, softcap, sinks).view(-1, heads, dim)
+        result = _attend_slab(queries, len(slab.first), stored, slab, scale, softcap, sinks).view(-1, heads, dim)
+        if out is None:
+            return result
         if slab.queries is None:
             out.copy_(result)
         else:
             out.index_copy_(0, slab.queries, result.to(out.dtype))
+    assert out is not None
     return out
 
 
 def _attend_slab(
     queries: torch.Tensor,
+    asked: int,
     stored: torch.Tensor,
     slab: Slab,
     scale: float,
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """queries `[t * Hq, D]` fp32, stored: K and V from the layer on. Returns `[t * Hq, D]` fp32."""
+    """queries: rows of D fp32 numbers, with those of all heads; asked: t * Hq; stored: K and V from the layer on.
+    Returns `[t * Hq, D]` fp32."""
     alone = slab.pieces == 1 and sinks is None  # then each query has one piece, whose share is 1
     for batch in slab.batches:
         scores = batch.scores
@@ -102,9 +113,9 @@ def _attend_slab(
     # The largest weight is 1 / sum(exp(score - largest score)).
     torch.log(slab.peaks, out=slab.logs)
     torch.sub(slab.largest, slab.logs, out=slab.logs)
-    shares = torch.index_select(slab.logs, 0, slab.pieces_of, out=slab.shares).view(len(queries), -1)
+    shares = torch.index_select(slab.logs, 0, slab.pieces_of, out=slab.shares).view(asked, -1)
     if sinks is not None:
-        shares[:, 0] = sinks.float().repeat(len(queries) // len(sinks))
+        shares[:, 0] = sinks.float().repeat(asked // len(sinks))
     torch.softmax(shares, 1, out=shares)
     # Sums the means of each query, times their shares: mode 0 is a sum.
     merged: torch.Tensor = torch.embedding_bag(

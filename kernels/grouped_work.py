@@ -33,7 +33,7 @@ class Batch:
     operands and results of their products are kept, fp32 unless it says otherwise."""
 
     q_rows: torch.Tensor | None
-    """int64 `[n * Hk * M]` into the slab's queries, (query, head) after (query, head). None where `q` holds them."""
+    """int64 `[n * Hk * M]` into the rows of all queries. None where `q` holds them."""
     kv_rows: torch.Tensor
     """int64 into the cache from a layer on: of each tile and kv head the K rows, then the V rows, (slot, kv head) after
     (slot, kv head) `[n * Hk * 2 * C]`; where the cache is not fp32, of each tile, slot after slot, `[n * 2 * C]`."""
@@ -90,15 +90,15 @@ class Slab:
     """`[t * Hq * lanes]`."""
 
 
-def lay_out(tree: TreePlan, allocator: PhysicalKVAllocator, window: int | None, heads: int) -> list[Slab]:
-    """The work of one layer for `heads` query heads."""
+def lay_out(tree: TreePlan, allocator: PhysicalKVAllocator, window: int | None, heads: int, pitch: int) -> list[Slab]:
+    """The work of one layer for `heads` query heads, in rows of D numbers, `pitch` of them from query to query."""
     slab_pieces = max(_SLAB_BYTES // (heads * 2 * (CHUNK + allocator.head_dim) * 4), 1)
     slabs = cut_tiles(tree, CHUNK, window, slab_pieces)
     in_order = len(slabs) == 1 and np.array_equal(slabs[0].queries, np.arange(tree.num_queries))
-    return [_slab(slab, allocator, heads, in_order) for slab in slabs]
+    return [_slab(slab, allocator, heads, pitch, in_order) for slab in slabs]
 
 
-def _slab(slab: TileSlab, allocator: PhysicalKVAllocator, heads: int, in_order: bool) -> Slab:
+def _slab(slab: TileSlab, allocator: PhysicalKVAllocator, heads: int, pitch: int, in_order: bool) -> Slab:
     kv_heads, device = allocator.num_kv_heads, allocator.device
     group = heads // kv_heads
     head = np.arange(heads)
@@ -126,7 +126,9 @@ def _slab(slab: TileSlab, allocator: PhysicalKVAllocator, heads: int, in_order: 
     batches: list[Batch] = []
     row = 1
     for batch, (n, query_rows) in zip(slab.batches, shapes, strict=True):
-        for part in _batches(batch, n, least_tiles, query_rows, allocator, heads, (means, largest, peaks), row):
+        rows_of = slab.queries[batch.queries] * pitch
+        results = (means, largest, peaks)
+        for part in _batches(batch, rows_of, n, least_tiles, query_rows, allocator, heads, results, row):
             batches.append(part)
             row += part.queries.shape[0] * part.queries.shape[1]
     return Slab(
@@ -146,6 +148,7 @@ def _slab(slab: TileSlab, allocator: PhysicalKVAllocator, heads: int, in_order: 
 
 def _batches(
     batch: TileBatch,
+    rows_of: np.ndarray,
     n: int,
     least_tiles: int,
     query_rows: int,
@@ -156,20 +159,24 @@ def _batches(
 ) -> Iterator[Batch]:
     """The tiles, repeated up to `n`, in parts that stay cached. Rows past a query's last head repeat that head.
 
-    `results`: means, largest and peaks of the slab; those of the tiles begin at `row`.
+    `rows_of` `[tiles, R]`: the first row of each query. `results`: means, largest and peaks of the slab; those of the
+    tiles begin at `row`.
     """
     kv_heads, dim, device = allocator.num_kv_heads, allocator.head_dim, allocator.device
     tile_queries = batch.queries.shape[1]
-    queries, slots = (np.resize(a, (n, a.shape[1])) for a in (batch.queries, batch.slots))
-    seen = np.resize(batch.seen, n)
+    queries, slots, seen = rows_of, batch.slots, batch.seen
+    if n > len(queries):
+        queries, slots, seen = (np.resize(a, (n, *a.shape[1:])) for a in (queries, slots, seen))
     group = heads // kv_heads
     head = np.arange(kv_heads)[:, None] * group + np.minimum(np.arange(query_rows), group - 1)  # [Hk, rows]
-    q_rows = queries[:, None, :, None] * heads + head[:, None, :]  # [n, Hk, R, rows]
+    q_rows = queries[:, None, :, None] + head[:, None, :]  # [n, Hk, R, rows]
     by_token = allocator.dtype != torch.float32  # the conversion puts the heads of a token apart
-    k_rows = slots if by_token else slots[:, None, :] * kv_heads + np.arange(kv_heads)[:, None]  # [n, C], [n, Hk, C]
     to_v = allocator.k_cache.numel() // dim // (kv_heads if by_token else 1)
     # Tile after tile everywhere: a thread then computes on what it has gathered itself, in the cache of its own core.
-    k_rows = np.stack((k_rows, k_rows + to_v), axis=-2)
+    offsets = np.array([[[0], [to_v]]])  # [1, 2, 1] of the token, or [Hk, 2, 1] of each head
+    if not by_token:
+        offsets = offsets + np.arange(kv_heads)[:, None, None]
+    first_rows = (slots if by_token else slots * kv_heads)[:, None, None, :]
     masked = len(batch.hidden)
     hidden = torch.zeros(batch.hidden.shape).masked_fill_(torch.from_numpy(batch.hidden), -torch.inf)
     hidden = hidden[:, None, :, None].to(device)
@@ -187,7 +194,7 @@ def _batches(
             before = asks
         keys = -(-int(seen[lo:hi].max()) // step) * step
         count = (hi - lo) * kv_heads
-        kv_rows = k_rows[lo:hi, ..., :keys]
+        kv_rows = first_rows[lo:hi, ..., :keys] + offsets
         q = allocator.scratch("q", count * m, dim)
         width = kv_heads * dim if by_token else dim
         stored = allocator.scratch("stored", kv_rows.size, width, dtype=allocator.dtype)

@@ -58,6 +58,7 @@ class DecodeBatch:
         host[:_SLOTS, total:padded] = 0
         host[_LOGIT_ROWS, :wanted] = logit_rows
         host[_LOGIT_ROWS, wanted:rows] = logit_rows[0]
+        in_order = rows == padded and np.array_equal(host[_LOGIT_ROWS, :wanted], np.arange(wanted))
         plan = plan_attention(self._allocator, branch_ids, counts)
         if self._on_gpu:
             self._buffer[:, :padded].copy_(self._host[:, :padded], non_blocking=True)
@@ -70,7 +71,7 @@ class DecodeBatch:
                 buffer[_TOKENS, :padded],
                 buffer[_POSITIONS, :padded],
                 TreeBatch(self._allocator, plan, buffer[_SLOTS, :total]),
-                buffer[_LOGIT_ROWS, :rows],
+                0 if in_order else buffer[_LOGIT_ROWS, :rows],
             )
 
     def _allocate(self, capacity: int) -> None:

@@ -18,7 +18,7 @@ from frtool.errors import ModelError
 from .checkpoint import read_config, require_tokenizer, summarize_weights
 from .light_tokenizer import LightTokenizer
 from .packed import PackedLinear
-from .packed_layers import PackedDecoderLayer
+from .packed_layers import PackedDecoderLayer, PackedNorm
 from .support import position_limit
 from .text import one_line
 
@@ -45,9 +45,12 @@ class LlamaForCausalLM(nn.Module):
         self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size, _weight=table, _freeze=True)
         self.lm_head = PackedLinear(head)
         self.layers = nn.ModuleList([self._layer(weights, index) for index in range(text.num_hidden_layers)])
-        self.norm = _Norm(weights.pop("model.norm.weight"), text.rms_norm_eps)
+        self.norm = PackedNorm(_Norm(weights.pop("model.norm.weight"), text.rms_norm_eps))
         steps = torch.arange(0, text.head_dim, 2, dtype=torch.float) / text.head_dim
-        self._frequencies = 1.0 / text.rope_parameters["rope_theta"] ** steps
+        frequencies = 1.0 / text.rope_parameters["rope_theta"] ** steps
+        angles = torch.arange(text.max_position_embeddings)[:, None].float() * frequencies
+        angles = torch.cat((angles, angles), -1)
+        self._cos, self._sin = angles.cos().to(table.dtype), angles.sin().to(table.dtype)
 
     def _layer(self, weights: dict[str, torch.Tensor], index: int) -> PackedDecoderLayer:
         text, name = self.config, f"model.layers.{index}"
@@ -97,30 +100,23 @@ class LlamaForCausalLM(nn.Module):
     ) -> SimpleNamespace:
         """input_ids, position_ids int64 `[1, T]`; `logits` `[1, R, vocab]` of the rows `logits_to_keep`, 0 for all."""
         hidden = self.embed_tokens(input_ids)
-        angles = position_ids[..., None].float() * self._frequencies
-        angles = torch.cat((angles, angles), -1)
-        turns = (angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype))
+        turns = (torch.embedding(self._cos, position_ids), torch.embedding(self._sin, position_ids))
         for layer in self.layers:
             hidden = layer(hidden, position_ids=position_ids, position_embeddings=turns, tree=tree)
         if isinstance(logits_to_keep, torch.Tensor):
-            hidden = self.norm(hidden)[:, logits_to_keep]
+            hidden = hidden[:, logits_to_keep]
         else:
-            hidden = self.norm(hidden)[:, -logits_to_keep:]
-        return SimpleNamespace(logits=self.lm_head(hidden))
+            hidden = hidden[:, -logits_to_keep:]
+        return SimpleNamespace(logits=self.lm_head(self.norm(hidden)))
 
 
 class _Norm(nn.Module):
-    """Root mean square norm as transformers computes it."""
+    """What a root mean square norm is made of, by the names of transformers."""
 
     def __init__(self, weight: torch.Tensor, epsilon: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.variance_epsilon = epsilon
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        exact = x.float()
-        exact = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        return self.weight * exact.to(x.dtype)
 
 
 def _linear(weight: torch.Tensor, shape: tuple[int, ...]) -> nn.Linear:

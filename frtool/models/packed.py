@@ -24,8 +24,11 @@ SILU: tuple[str, list[Any], str] = ("swish", [], "")
 class PackedLinear(nn.Module):
     """`x @ weight.T + bias` for `[..., in]` x of the weight's dtype. Inference only; several weights become one."""
 
-    def __init__(self, *layers: nn.Linear, then: tuple[str, list[Any], str] = _NOTHING) -> None:
-        """Takes the weights of `layers`, which read the same input; their outputs follow one another."""
+    def __init__(
+        self, *layers: nn.Linear, then: tuple[str, list[Any], str] = _NOTHING, order: torch.Tensor | None = None
+    ) -> None:
+        """Takes the weights of `layers`, which read the same input; their outputs follow one another, or come in the
+        `order` int64 `[out]` of these."""
         super().__init__()
         self._then = then
         weight = layers[0].weight if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
@@ -40,6 +43,9 @@ class PackedLinear(nn.Module):
                     for layer, bias in zip(layers, biases, strict=True)
                 ]
             )
+        if order is not None:
+            weight = weight[order]
+            self.bias = None if self.bias is None else self.bias[order]
         self._packed = _pack(weight.detach())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

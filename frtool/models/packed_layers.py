@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from frtool.kernels.attention import tree_attention
+from frtool.kernels.grouped import attend_grouped
 
 from .packed import SILU, PackedLinear
 from .tree_pass import TreeBatch, tree_attention_forward
@@ -27,7 +28,13 @@ class PackedDecoderLayer(nn.Module):
         are all that it runs."""
         super().__init__()
         block, mlp = layer.self_attn, layer.mlp
-        self.qkv = PackedLinear(block.q_proj, block.k_proj, block.v_proj)
+        dim, widths = block.head_dim, [layer.out_features for layer in (block.q_proj, block.k_proj, block.v_proj)]
+        self._heads, self._kv_heads = (width // dim for width in widths[:2])
+        pairs = torch.arange(dim).view(2, -1).T.flatten()
+        turned = (torch.arange(sum(widths[:2])).view(-1, dim)[:, pairs]).flatten()
+        # What turns together stands together: the two are one complex number.
+        order = torch.cat((turned, torch.arange(sum(widths[:2]), sum(widths))))
+        self.qkv = PackedLinear(block.q_proj, block.k_proj, block.v_proj, order=order)
         self.out = PackedLinear(block.o_proj)
         is_silu = mlp.act_fn is functional.silu or type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
         self.gate = PackedLinear(mlp.gate_proj, then=SILU) if is_silu else PackedLinear(mlp.gate_proj)
@@ -37,7 +44,7 @@ class PackedDecoderLayer(nn.Module):
         self.norms = nn.ModuleList([layer.input_layernorm, layer.post_attention_layernorm])
         self._before, self._between = (_Norm(norm) for norm in self.norms)
         self.head_norms = nn.ModuleList([block.q_norm, block.k_norm]) if hasattr(block, "q_norm") else None
-        self._of_heads = None if self.head_norms is None else tuple(_Norm(norm) for norm in self.head_norms)
+        self._of_heads = None if self.head_norms is None else tuple(_Norm(norm, pairs) for norm in self.head_norms)
         self.window = _window(block)
         if hasattr(layer, "attention_type"):
             self.attention_type = layer.attention_type
@@ -65,12 +72,10 @@ class PackedDecoderLayer(nn.Module):
             return self._mlp(self.out.add_to(hidden_states, mixed))
         block = self.self_attn
         batch, length, _ = hidden_states.shape
-        dim = block.head_dim
-        heads, kv_heads = (width // dim for width in self.qkv.widths[:2])
-        qkv = self.qkv(self._before(hidden_states)).view(batch, length, heads + 2 * kv_heads, dim)
-        both, value = self._split(qkv, heads, kv_heads)
-        cos, sin = (turn.unsqueeze(2) for turn in position_embeddings)
-        rotated = _rotate(both, cos, _signed(sin)).transpose(1, 2)
+        heads = self._heads
+        qkv = self.qkv(self._before(hidden_states)).view(batch, length, -1, block.head_dim)
+        both, value = self._split(qkv)
+        rotated = _rotate(both, _turns(*position_embeddings)).to(qkv.dtype).transpose(1, 2)
         query, key, value = rotated[:, :heads], rotated[:, heads:], value.transpose(1, 2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, block.layer_idx)
@@ -94,30 +99,32 @@ class PackedDecoderLayer(nn.Module):
         takes: with few branches each costs more than what it computes."""
         block, plan, allocator = self.self_attn, tree.plan, tree.allocator
         rows, real = x.shape[1], plan.num_queries
-        dim = block.head_dim
-        heads, kv_heads = (width // dim for width in self.qkv.widths[:2])
+        heads, kv_heads, dim = self._heads, self._kv_heads, block.head_dim
         turns = tree.common.get(id(cos))
         if turns is None:  # it keeps cos, so that its id stays its own
-            turns = tree.common[id(cos)] = (cos[0, :real, None], _signed(sin[0, :real, None]), cos)
-        mixed = tree.common.get(heads)
-        if mixed is None:
-            mixed = tree.common[heads] = x.new_zeros(rows, heads, dim)
+            turns = tree.common[id(cos)] = (_turns(cos[0, :real], sin[0, :real]), cos)
         qkv = self.qkv(self._before(x)).view(rows, heads + 2 * kv_heads, dim)
         if real < rows:
             qkv = qkv[:real]
-        both, value = self._split(qkv, heads, kv_heads)
-        query, key = _rotate(both, turns[0], turns[1]).split_with_sizes((heads, kv_heads), 1)
+        both, value = self._split(qkv)
+        query, key = _rotate(both, turns[0]).split_with_sizes((heads, kv_heads), 1)
         slots = tree.slots if len(tree.slots) == real else tree.slots[:real]
         allocator.write(block.layer_idx, slots, key, value)
-        tree_attention(
-            query,
-            allocator,
-            layer=block.layer_idx,
-            plan=plan,
-            scale=block.scaling,
-            window=self.window.get("sliding_window"),
-            out=mixed if real == rows else mixed[:real],
-        )
+        window = self.window.get("sliding_window")
+        if plan.backend == "torch":
+            mixed = attend_grouped(
+                query, allocator, plan, layer=block.layer_idx, scale=block.scaling, window=window
+            ).to(x.dtype)
+        else:
+            mixed = tree_attention(
+                query, allocator, layer=block.layer_idx, plan=plan, scale=block.scaling, window=window
+            ).to(x.dtype)
+        if real < rows:
+            padded = tree.common.get(heads)
+            if padded is None:
+                padded = tree.common[heads] = x.new_zeros(rows, heads, dim)
+            padded[:real].copy_(mixed)
+            mixed = padded
         return mixed.view(1, rows, heads * dim)
 
     def _mlp(self, x: torch.Tensor) -> torch.Tensor:
@@ -139,8 +146,9 @@ class PackedDecoderLayer(nn.Module):
         )
         return attend
 
-    def _split(self, qkv: torch.Tensor, heads: int, kv_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and keys `[..., heads + kv_heads, D]`, normed where the model does, and values."""
+        heads, kv_heads = self._heads, self._kv_heads
         if self._of_heads is None:
             both, value = qkv.split_with_sizes((heads + kv_heads, kv_heads), -2)
             return both, value
@@ -149,8 +157,21 @@ class PackedDecoderLayer(nn.Module):
         return torch.cat((norm_query(query), norm_key(key)), -2), value
 
 
+class PackedNorm(nn.Module):
+    """A root mean square norm in the place of a model's own."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.norm = norm
+        self._fast = _Norm(norm)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._fast(x)
+
+
 def pack_layers(model: Any) -> int:
-    """Replace the decoder layers of a transformers model whose computation is known. Returns the products packed."""
+    """Replace the decoder layers of a transformers model whose computation is known, and the norm after them. Returns
+    the products packed."""
     layers: Any = getattr(getattr(model, "model", None), "layers", ())
     known = _known_layers()
     count = 0
@@ -159,6 +180,9 @@ def pack_layers(model: Any) -> int:
         if attention is not None and _is_whole(layer):
             layers[index] = PackedDecoderLayer(layer, attention)
             count += 5
+    norm = getattr(getattr(model, "model", None), "norm", None)
+    if count and type(norm) is type(layers[0].norms[0]):
+        model.model.norm = PackedNorm(norm)
     return count
 
 
@@ -193,8 +217,10 @@ def _window(block: Any) -> dict[str, int | None]:
 class _Norm:
     """Root mean square norm in fp32, rounded once, in fewer operations than torch makes of its own."""
 
-    def __init__(self, norm: Any) -> None:
+    def __init__(self, norm: Any, order: torch.Tensor | None = None) -> None:
         self._weight = norm.weight.detach().float()
+        if order is not None:
+            self._weight = self._weight[order]
         self._epsilon = torch.tensor(norm.variance_epsilon)
         self._share = 1.0 / norm.weight.numel()
 
@@ -205,12 +231,14 @@ class _Norm:
         return (exact * inverse).mul_(self._weight).to(x.dtype)
 
 
-def _signed(sin: torch.Tensor) -> torch.Tensor:
-    """`sin` `[..., D]` as `_rotate` wants it: the first half negative."""
-    first, second = sin.chunk(2, -1)
-    return torch.cat((-first, second), -1)
+def _turns(cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """cos and sin `[..., D]`, both halves alike, as complex numbers `[..., 1, D / 2]`."""
+    half = cos.shape[-1] // 2
+    return torch.complex(cos[..., :half].float(), sin[..., :half].float()).unsqueeze(-2)
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """`x` `[..., D]` turned by its position: halves (a, b) to (a cos - b sin, b cos + a sin)."""
-    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
+def _rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """`x` `[..., heads, D]` turned by its position, in fp32, where it is fp32 in place: neighbours (a, b) to
+    (a cos - b sin, b cos + a sin)."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs.mul_(turns)).flatten(-2)

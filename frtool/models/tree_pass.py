@@ -86,11 +86,11 @@ def forward_tree(
     input_ids: torch.Tensor,
     position_ids: torch.Tensor,
     batch: TreeBatch,
-    logit_rows: torch.Tensor,
+    logit_rows: torch.Tensor | int,
 ) -> torch.Tensor:
     """Run the new tokens of several branches at once and return float32 logits [R, vocab] of the chosen rows.
 
-    `input_ids`, `position_ids` int64 [T] (position = depth on the token's own branch), `logit_rows` int64 [R].
+    `input_ids`, `position_ids` int64 [T] (position = depth on the token's own branch), `logit_rows` int64 [R]; 0: all.
     The keys and values of the real rows are in the pool afterwards. The result is an inference tensor.
     """
     return model_logits(model, input_ids, position_ids, batch, logit_rows).float()

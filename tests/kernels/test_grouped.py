@@ -225,7 +225,7 @@ def test_a_chunk_that_many_branches_share_is_read_once_for_all():
     ids = [allocator.alloc_branch(1040, parent_branch_id=root).branch_id for _ in range(64)]
     plan = plan_attention(allocator, ids)
     tree_attention(torch.zeros(64, 4, 16), allocator, plan=plan)
-    ((shared, alone),) = (slab.batches for slab in plan._work[None, 4])
+    ((shared, alone),) = (slab.batches for slab in plan._work[None, 4, 4])
     assert shared.shape[0] == 1024 // grouped_work.CHUNK
     assert alone.shape[0] == 64
 
