@@ -13,7 +13,8 @@ class Budget:
     """Upper limits; None is no limit. Raises OptionError for a limit that allows nothing."""
 
     tokens: int | None = None
-    """Sampled by the policy and read by the scorer, together. A poll may pass it by one token a live row."""
+    """Sampled by the policy and read by the scorer, together. A poll may pass it by one token a live row, and
+    by those that a row was told to begin with."""
     nodes: int | None = None
     """Distinct nodes of the tree, the root not counted. Never passed."""
     seconds: float | None = None

@@ -26,7 +26,7 @@ class Flight:
 
     logits: torch.Tensor
     growing: list[Row]
-    """They sample."""
+    """They sample. A row that was fed tokens it had not drawn yet stands there once for each that it draws."""
     sealed: list[Row]
     """Their step is whole; the logits belong to the token that follows."""
     ended: list[Row]
@@ -107,7 +107,11 @@ class Reader:
     def _noise(self, rows: Sequence[Row]) -> torch.Tensor | None:
         if self._sampler.greedy:
             return None
-        noise = row_noise(rows, [row.sampled for row in rows])
+        indices, before = [], None
+        for row in rows:
+            indices.append(indices[-1] + 1 if row is before else row.sampled)
+            before = row
+        noise = row_noise(rows, indices)
         return torch.from_numpy(noise).to(self._device, non_blocking=True)
 
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # After a delimiter: the path ends there if the model gives the end tokens more than this.
 _END_PROBABILITY = 0.5
+# Tokens that the rows of a pass, together, are fed before they are drawn: their logits take memory.
+_MOST_AHEAD = 64
 
 
 class Forest:
@@ -198,13 +200,20 @@ class Forest:
         readings = self.reader.read(flight, joining)
         self._flight, self.joining = None, []
         growing = [*flight.growing, *joining] if flight else joining
-        finished = [
-            row
-            for row, token, logprob, low, high in zip(
-                growing, readings.tokens, readings.logprobs, readings.lows, readings.highs, strict=True
-            )
-            if not row.struck and self.advance(row, token, logprob, low, high)
-        ]
+        finished: list[Row] = []
+        over: dict[Row, int] = {}
+        for row, token, logprob, low, high in zip(
+            growing, readings.tokens, readings.logprobs, readings.lows, readings.highs, strict=True
+        ):
+            if row.struck:
+                continue
+            if row.finish is not None:  # by the token before: what it was fed ahead is too much
+                over[row] = over.get(row, 0) + 1
+            elif self.advance(row, token, logprob, low, high):
+                finished.append(row)
+        for row, tokens in over.items():
+            row.root.holdings.take_back(row, tokens)
+            row.fed -= tokens
         if finished:
             gone = set(map(id, finished))
             self.rows = [row for row in self.rows if id(row) not in gone]
@@ -256,27 +265,29 @@ class Forest:
         sealed: list[tuple[Row, int]] = []
         ended: list[tuple[Row, int]] = []
         stop = 0
-        for row, tokens in feeds:
+        for row, tokens, ahead in feeds:
             stop += len(tokens)
-            group = growing if row.finish is None else sealed if row.finish == "step" else ended
-            group.append((row, stop - 1))
+            if row.finish is None:
+                growing += [(row, last) for last in range(stop - 1 - ahead, stop)]
+            else:
+                (sealed if row.finish == "step" else ended).append((row, stop - 1))
         query = len(self.query)
         logit_rows = [last for _, last in growing] + [last - query for _, last in sealed]
         if query:
             logit_rows += [last for _, last in sealed + ended]
         try:
             logits = self.batch.forward(
-                [row.branch_id for row, _ in feeds if row.branch_id is not None],
-                [len(tokens) for _, tokens in feeds],
-                list(chain.from_iterable(tokens for _, tokens in feeds)),
+                [row.branch_id for row, _, _ in feeds if row.branch_id is not None],
+                [len(tokens) for _, tokens, _ in feeds],
+                list(chain.from_iterable(tokens for _, tokens, _ in feeds)),
                 logit_rows,
             )
         except torch.OutOfMemoryError as error:
             self.halve(error)
             return
         self._flight = Flight(logits, *([row for row, _ in group] for group in (growing, sealed, ended)))
-        self.rows = list(self._flight.growing)
-        for row, tokens in feeds:
+        self.rows = list(dict.fromkeys(self._flight.growing))
+        for row, tokens, _ in feeds:
             if not row.fed:  # but for its newest token, all of it was in KV once
                 row.root.recomputed_tokens += len(row.prefix) + max(len(row.tokens) - 1, 0)
             row.fed += len(tokens)
@@ -299,13 +310,14 @@ class Forest:
             raise shortage(error, f"step {self.waiting[0].name}") from None
         self._most_rows = count // 2
 
-    def _allot(self) -> list[tuple[Row, list[int]]]:
-        """Make room in every branch for what it is fed next. Rows that find none go back to the queue."""
+    def _allot(self) -> list[tuple[Row, list[int], int]]:
+        """Make room in every branch for what it is fed next, and say how much of that it has not drawn yet. Rows that
+        find none go back to the queue."""
         while self.rows:
-            feeds = [(row, row.unfed() if row.finish is None else row.unfed() + self.query) for row in self.rows]
+            feeds = self._feeds()
             branches = [row.branch_id for row in self.rows if row.branch_id is not None]
             try:
-                self.allocator.append_many(branches, [len(tokens) for _, tokens in feeds])
+                self.allocator.append_many(branches, [len(tokens) for _, tokens, _ in feeds])
             except OutOfBlocks as error:
                 if self.evict(error.needed):
                     continue
@@ -319,3 +331,17 @@ class Forest:
             else:
                 return feeds
         return []
+
+    def _feeds(self) -> list[tuple[Row, list[int], int]]:
+        feeds = []
+        room = max(self.capacity, _MOST_AHEAD)
+        for row in self.rows:
+            if row.finish is not None:
+                feeds.append((row, row.unfed() + self.query, 0))
+            elif row.known:
+                ahead = row.ahead(room, self._end_ids)
+                room -= len(ahead)
+                feeds.append((row, row.unfed() + ahead, len(ahead)))
+            else:
+                feeds.append((row, row.unfed(), 0))
+        return feeds

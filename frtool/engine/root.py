@@ -99,6 +99,7 @@ class Root:
             text=StepText(self.forest.detokenizer, self.forest.options.delimiter, parent.tail),
             most=min(self.forest.options.max_step_tokens, self.max_length - parent.length),
             greedy=expand.greedy,
+            known=() if expand.greedy else expand.prefix,
             course=course(expand.prefix, expand.uniform),
         )
         self.open[key] = row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,8 @@ class Row:
     """Tokens that its text may have."""
     greedy: bool = False
     """It takes the likeliest token each time."""
+    known: tuple[int, ...] = ()
+    """Tokens that it begins with."""
     course: tuple[float, ...] = ()
     """What decides its first tokens in the place of its noise; see `noise`."""
     tokens: list[int] = field(default_factory=list)
@@ -96,6 +99,15 @@ class Row:
     def length(self) -> int:
         """Tokens of the path to the end of this step, prompt included."""
         return self.parent.length + len(self.tokens)
+
+    def ahead(self, most: int, end_ids: Collection[int]) -> list[int]:
+        """Up to `most` tokens that are known before they are drawn, so that they can be fed with the last one drawn;
+        none that may end it."""
+        if len(self.known) <= self.sampled:
+            return []
+        room = min(most, self.most - len(self.tokens) - 1)
+        known = list(self.known[self.sampled : self.sampled + max(room, 0)])
+        return known[: next((place for place, token in enumerate(known) if token in end_ids), len(known))]
 
     def unfed(self) -> list[int]:
         """Tokens that are to go into KV next."""

@@ -107,6 +107,37 @@ def test_a_step_tells_where_its_tokens_lie_and_can_be_told_where_to_go(
     assert again["0", 4].text in ("d6.", "d7.")
 
 
+@pytest.mark.parametrize(
+    ("text", "limit", "grown", "finish"),
+    [
+        ("b3.b3.", 9, "b3.", "step"),
+        ("b3.b3.", 2, "b3", "length"),
+        ("c<eos>c5.", 9, "c", "end"),
+        ("c5.", 9, "c5.", "step"),
+    ],
+)
+@pytest.mark.parametrize("pipeline", [False, True], ids=["plain", "pipelined"])
+def test_a_prefix_that_is_more_than_a_step_ends_where_the_step_does(
+    lines_model: LoadedModel, drive: Drive, text: str, limit: int, grown: str, finish: str, pipeline: bool
+) -> None:
+    driver = drive(lines_model, prompt="\n", delimiter=".", max_step_tokens=limit, pipeline=pipeline)
+    engine, prefix = driver.engine, tuple(lines_model.tokenizer(text, add_special_tokens=False)["input_ids"])
+    engine.submit(Expand("0", 0, prefix=prefix, uniform=0.5))
+    engine.submit(Expand("0", 1, uniform=0.6))
+    steps = []
+    while engine.outstanding:
+        steps += driver.poll()
+    by_ordinal = {step.ordinal: step for step in steps}
+    assert (by_ordinal[0].text, by_ordinal[0].finish) == (grown, finish)
+    assert by_ordinal[0].tokens == len(by_ordinal[0].ids) + (finish == "end")
+    for step in steps:
+        engine.keep(step)
+    for node in engine.holdings.kept.values():
+        if node.branch_id is not None and node.logits is not None:
+            assert engine.allocator.length(node.branch_id) == node.length
+    engine.allocator.check()
+
+
 def test_an_end_token_has_its_interval_too(lines_model: LoadedModel, drive: Drive) -> None:
     driver = drive(lines_model, prompt="\n", delimiter=".")
     known = lines_model.tokenizer.get_vocab()  # the end token comes first in it
