@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from .noise import Stream
 from .protocols import Step
@@ -11,6 +12,7 @@ from .protocols import Step
 _LEAST = 2.0**-20
 """A share of a prefix's probability that is not looked into: float32 edges are no better than some 2^-22."""
 _END = -1
+_low = attrgetter("low")
 
 
 @dataclass(slots=True, eq=False)
@@ -33,7 +35,7 @@ class Prefix:
         """Lower edge and width of all that may hold something unseen, in order, and the prefix that it belongs to; None
         where no token was seen."""
         edge = 0.0
-        for ahead in sorted(self.ahead.values(), key=lambda ahead: ahead.low):
+        for ahead in sorted(self.ahead.values(), key=_low):
             if ahead.low - edge > _LEAST:
                 yield edge, ahead.low - edge, None
             edge = max(edge, ahead.low)
@@ -44,18 +46,26 @@ class Prefix:
             yield edge, 1.0 - edge, None
 
     def is_free(self, edge: float, width: float) -> bool:
-        return not any(edge <= number < edge + width for number in self.leaving)
+        return not self.leaving or not any(edge <= number < edge + width for number in self.leaving)
 
     def measure(self) -> None:
         """Set `rest` and `free` from those of the prefixes ahead."""
-        self.rest = self.free = 0.0
-        for edge, width, ahead in self.parts():
-            if ahead is not None:
-                self.rest += width * ahead.rest
-                self.free += width * ahead.free
-            else:
-                self.rest += width
-                self.free += width * self.is_free(edge, width)
+        rest = free = edge = 0.0
+        # As `parts` goes, without a generator: this is what a search asks most often.
+        for ahead in sorted(self.ahead.values(), key=_low) if len(self.ahead) > 1 else self.ahead.values():
+            low, high = ahead.low, ahead.high
+            if low - edge > _LEAST:
+                rest += low - edge
+                free += (low - edge) * self.is_free(edge, low - edge)
+            edge = max(edge, low)
+            if (high - edge) * ahead.rest > _LEAST:
+                rest += (high - edge) * ahead.rest
+                free += (high - edge) * ahead.free
+            edge = max(edge, high)
+        if 1.0 - edge > _LEAST:
+            rest += 1.0 - edge
+            free += (1.0 - edge) * self.is_free(edge, 1.0 - edge)
+        self.rest, self.free = rest, free
 
     def find(self, target: float) -> tuple[float, Prefix | None] | None:
         """Where as much as `target` is free before it: the number that leaves the prefix there, or the same in the

@@ -193,15 +193,18 @@ class _Run:
                 if reason in _CUT_SHORT:
                     yield from self._salvage()
                 return reason
-            room = generator.capacity - generator.outstanding
-            left = self.budget.room(nodes=len(tree), steps=self.steps, under_way=len(self.asked))
-            if left is not None and left < room:
-                room = left
-            wanted = algorithm.ask(tree, room) if news and room > 0 else []
-            news = len(wanted) >= room
-            if wanted:
-                if len(wanted) > room:
+            wanted: list[Expand] = []
+            if news:
+                room = generator.capacity - generator.outstanding
+                left = self.budget.room(nodes=len(tree), steps=self.steps, under_way=len(self.asked))
+                if left is not None and left < room:
+                    room = left
+                if room > 0:
+                    wanted = algorithm.ask(tree, room)
+                if len(wanted) > room > 0:
                     raise ValueError(f"{algorithm.name} asked for {len(wanted)} steps where {room} were allowed")
+                news = len(wanted) >= room
+            if wanted:
                 for expand in wanted:
                     generator.submit(expand)
                     self.asked[expand] = self.places
