@@ -143,11 +143,9 @@ class Lines:
     def add(self, step: Step) -> bool:
         """Add the line of a step. Whether it was new; without intervals nobody knows, and it is not."""
         self.told += 1
-        taken = self._under_way.pop(step.ordinal, None)
-        if taken is not None:
-            left, number = taken
+        left, number = self._under_way.pop(step.ordinal, ([self._root], None))
+        if number is not None:
             left[-1].leaving.remove(number)
-            _measure(left)
         path = [self._root]
         for place, (low, high) in enumerate(zip(step.intervals[::2], step.intervals[1::2], strict=True)):
             token = step.ids[place] if place < len(step.ids) else _END
@@ -155,14 +153,18 @@ class Lines:
             ahead = path[-1].ahead.get(key)
             if ahead is None:
                 if not low < high:
+                    _measure(left)
                     return False
                 ahead = path[-1].ahead[key] = Prefix(token, low, high)
             elif low < high:  # where a pass does not give the same bits twice, so that a seen token came again
                 ahead.low, ahead.high = min(ahead.low, low), max(ahead.high, high)
             path.append(ahead)
         if len(path) == 1:
+            _measure(left)
             return False
         line = path.pop()
+        if len(path) < len(left) or path[len(left) - 1] is not left[-1]:
+            _measure(left)  # it went another way than it was told to, else the way is measured below
         novel = line.rest > 0
         line.rest = line.free = 0.0
         _measure(path)
