@@ -137,8 +137,8 @@ def _candidates(count: np.ndarray, align: int) -> list[tuple[int, int, int]]:
     return list(zip(pieces, chunks, items, strict=True))
 
 
-def wide_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: CostRule) -> np.ndarray:
-    """Entries an item, for each wide stream: what finishes first with one program to a multiprocessor."""
+def wide_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: CostRule) -> int:
+    """Entries an item of wide streams takes at most: what finishes first with one program to a multiprocessor."""
     key = size * rule.wide_key
     work = int(count.sum()) * key
 
@@ -147,13 +147,12 @@ def wide_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: Cos
         waves = -(-items * heads // rule.multiprocessors)
         return (waves - 1) * (rule.item + work / items) + rule.item + chunk * key + pieces * rule.wide_merge
 
-    chunk = min(_candidates(count, align), key=finish)[1]
-    return ceil_div(count, ceil_div(count, chunk))
+    return min(_candidates(count, align), key=finish)[1]
 
 
-def narrow_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: CostRule, busy: int = 0) -> np.ndarray:
-    """Entries an item, for each narrow stream: what finishes first with two programs to a multiprocessor, of which
-    `busy` others take their share."""
+def narrow_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: CostRule, busy: int = 0) -> int:
+    """Entries an item of narrow streams takes at most: what finishes first with two programs to a multiprocessor, of
+    which `busy` others take their share."""
     key = size * rule.narrow_key
     work = int(count.sum()) * key
     units = rule.multiprocessors
@@ -165,5 +164,4 @@ def narrow_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: C
         chain = -(-programs // (2 * units)) * (chunk * key * crowd + rule.item)
         return max((work + items * rule.item) * heads / units, chain) + pieces * rule.merge
 
-    chunk = min(_candidates(count, align), key=finish)[1]
-    return ceil_div(count, ceil_div(count, chunk))
+    return min(_candidates(count, align), key=finish)[1]

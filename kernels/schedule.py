@@ -163,7 +163,8 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
     mark = pair_owners.repeat(pair_entries) | held << 16 | base << 32
 
     records, num_slots = _record(_launch_order(items, heads, rule, apart), num_groups, shape.merge_groups)
-    block, of_node, query_token, query_pos = (a.astype(np.int32) for a in (block, of_node, query_token, query_pos))
+    narrowed = (a.astype(np.int32, copy=False) for a in (block, of_node, query_token, query_pos))
+    block, of_node, query_token, query_pos = narrowed
     return Schedule(records, block, mark, of_node, query_token, query_pos, num_groups, num_slots)
 
 
@@ -207,8 +208,9 @@ def _held(longest: np.ndarray, base: np.ndarray, size: int) -> np.ndarray:
 def _narrow_streams(node: np.ndarray, entries: np.ndarray, group_lo: np.ndarray, group_hi: np.ndarray) -> _Streams:
     """One stream a group."""
     reach = group_hi - group_lo
-    pair = np.arange(len(node)).repeat(reach)
-    group = group_lo.repeat(reach) + _within(reach)
+    pair, group = np.arange(len(node)), group_lo
+    if reach.max() > 1:
+        pair, group = pair.repeat(reach), group_lo.repeat(reach) + _within(reach)
     by_group = group.argsort(kind="stable")
     group, pair = group[by_group], pair[by_group]
     starts = _begins(group)
@@ -274,24 +276,25 @@ def _split(
     wide = kind == WIDE
     keys = shape.wide_keys if wide else shape.narrow_keys
     align = max(keys // size, 1)
-    most = rule.wide_items if wide else rule.narrow_items
-    if most is None:
+    number: np.ndarray | int | None = rule.wide_items if wide else rule.narrow_items
+    if number is None:
         width = size * rule.scale
-        chunk = (
+        most = (
             wide_chunk(count, align, width, heads, rule) if wide
             else narrow_chunk(count, align, width, heads, rule, busy)
         )  # fmt: skip
-    else:
-        chunk = ceil_div(count, most)
-    chunk = np.maximum(ceil_div(chunk, align) * align, 1)
+        number = ceil_div(count, most)
+    chunk = np.maximum(ceil_div(ceil_div(count, number), align) * align, 1)
     number = ceil_div(count, chunk)
-    of = np.arange(len(count)).repeat(number)
-    begin = _within(number) * chunk[of]
-    length = np.minimum(count[of] - begin, chunk[of])
-    items = np.empty((len(of), 8), np.int64)
+    if number.max() == 1:
+        of, begin, length = np.arange(len(count)), np.zeros_like(count), count
+    else:
+        of = np.arange(len(count)).repeat(number)
+        begin = _within(number) * chunk[of]
+        length = np.minimum(count[of] - begin, chunk[of])
+    items = np.zeros((len(of), 8), np.int64)
     items[:, 0] = kind
     items[:, 1] = offset + (count.cumsum() - count)[of] + begin
-    items[:, 2] = 0
     if wide:
         items[:, 2] = np.minimum(np.maximum(_full_entries(stream, count)[of] - begin, 0), length) * size // keys * keys
     items[:, 3] = length * size
