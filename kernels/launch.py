@@ -11,7 +11,7 @@ from .allocator import PhysicalKVAllocator
 from .cost import CostRule, TileShape, shared_load
 from .plan import TreePlan
 from .schedule import ITEM_FIELDS, WIDE, Schedule, grown, schedule_apart, schedule_tree
-from .tuning import KernelConfig, merge_rows, padded_head_dim
+from .tuning import KernelConfig, merge_rows, multiprocessors, padded_head_dim
 
 TABLES = ("entry_block", "entry_mark", "query_token", "query_pos")
 """What every item's fields point into."""
@@ -19,9 +19,10 @@ TABLES = ("entry_block", "entry_mark", "query_token", "query_pos")
 
 @dataclass(frozen=True, slots=True)
 class Apart:
-    """How wide items run where a launch of their own pays."""
+    """How items run where a launch of their own pays for wide ones."""
 
-    config: KernelConfig
+    wide: KernelConfig
+    others: KernelConfig
     rule: CostRule
     least: float
     """`shared_load` from which on it does."""
@@ -36,28 +37,36 @@ class Launch:
     def __init__(
         self, allocator: PhysicalKVAllocator, group: int, config: KernelConfig, rule: CostRule, apart: Apart | None
     ) -> None:
-        self.config = config
         self.rule = rule
-        self.wide_config = config if apart is None else apart.config
+        self._whole = config
         self._apart = apart
+        configs = [config] if apart is None else [config, apart.wide, apart.others]
         self.apart = False
         """Whether wide items have a launch of their own."""
         self.heads = allocator.num_kv_heads
         self.group_pad = 1 << (group - 1).bit_length()
-        self.entry = _entry_size(allocator.block_size, config)
+        self.entry = _entry_size(allocator.block_size, configs)
         self._device = allocator.device
         self._dtype = allocator.dtype
         self._width = padded_head_dim(allocator.head_dim)
-        # What the kernel reads past the end: the next round's entries, a tile of queries.
-        entries = 2 * max(config.wide_keys, config.narrow_keys, self.wide_config.wide_keys) // self.entry + 2
-        queries = max(config.wide_rows, config.group_rows, self.wide_config.wide_rows)
+        # What the kernel reads past the end: the next round's entries, a tile of queries, every program's first item.
+        entries = 2 * max(max(c.wide_keys, c.narrow_keys) for c in configs) // self.entry + 2
+        queries = max(max(c.wide_rows, c.group_rows) for c in configs)
         self._spare = {"query_token": queries, "query_pos": queries}
+        self._spare["wide_items"] = -(-multiprocessors(allocator.device) // self.heads) * ITEM_FIELDS
         self._spare |= {"entry_block": entries, "entry_mark": 2 * entries}
         self._capacity: dict[str, int] = {}
         self.item_capacity = 0
         self.partial: torch.Tensor
         self.arrivals: torch.Tensor
         self._loaded: tuple[Schedule, TreePlan] | None = None
+
+    @property
+    def configs(self) -> tuple[KernelConfig, KernelConfig]:
+        """Of wide items and of the others."""
+        if self._apart is not None and self.apart:
+            return self._apart.wide, self._apart.others
+        return self._whole, self._whole
 
     def load(self, tree: TreePlan) -> bool:
         """Schedule `tree` and copy it to the device; False if buffers had to grow or launches to be parted."""
@@ -92,29 +101,32 @@ class Launch:
         if self._apart is not None:
             # Once apart, a tree stays so until it has lost half of what it shares: its graphs are captured so.
             least = self._apart.least / 2 if self.apart else self._apart.least
-            queries = self._apart.config.wide_rows // self.group_pad
+            queries = self._apart.wide.wide_rows // self.group_pad
             if shared_load(tree, self.heads, queries, self._apart.rule.multiprocessors) >= least:
-                shape = self._shape(self._apart.config)
+                shape = self._shape(self._apart.wide, self._apart.others)
                 schedule = schedule_apart(tree, shape, self.heads, self._apart.rule)
                 if schedule is not None:
                     self.apart = True
                     return schedule
         self.apart = False
-        return schedule_tree(tree, self._shape(self.config), self.heads, self.rule)
+        return schedule_tree(tree, self._shape(self._whole, self._whole), self.heads, self.rule)
 
-    def _shape(self, wide: KernelConfig) -> TileShape:
-        config = self.config
+    def _shape(self, wide: KernelConfig, others: KernelConfig) -> TileShape:
+        rows = others.group_rows
         return TileShape(
-            config.group_rows // self.group_pad, wide.wide_rows // config.group_rows, wide.wide_keys,
-            config.narrow_keys, self.entry, max(merge_rows(config) // config.group_rows, 1),
+            rows // self.group_pad, wide.wide_rows // rows, wide.wide_keys, others.narrow_keys, self.entry,
+            max(merge_rows(others) // rows, 1),
         )  # fmt: skip
 
     def _allocate(self, schedule: Schedule, sizes: dict[str, int]) -> None:
         # Never less than before, or graphs of a tree that sways would go stale again and again. Tables grow with every
-        # token, and room in them costs nothing; room for items is paid for with programs that find nothing to do.
-        slots, groups = (len(self.partial), len(self.arrivals)) if self._capacity else (0, 0)
+        # token, and room in them costs nothing; room for items is paid for with programs that find nothing to do, which
+        # a tree that has not yet grown is spared.
+        grows = bool(self._capacity)
+        slots, groups = (len(self.partial), len(self.arrivals)) if grows else (0, 0)
         self._capacity = {n: max(size + size // 2 + 256, self._capacity.get(n, 0)) for n, size in sizes.items()}
-        self.item_capacity = max(self.num_items + max(self.num_items // 4, 32), self.item_capacity)
+        room = 32 if grows else min(max(96 // self.heads, 1), 32)
+        self.item_capacity = max(self.num_items + max(self.num_items // 4, room), self.item_capacity)
         self._capacity["items"] = self.item_capacity * ITEM_FIELDS
         starts = {}
         total = 0
@@ -129,13 +141,13 @@ class Launch:
         self.tables["entry_mark"] = self.tables["entry_mark"].view(torch.int64)
         slots = max(schedule.num_slots + max(schedule.num_slots // 4, 64), slots)
         groups = max(schedule.num_groups + max(schedule.num_groups // 4, 64), groups)
-        shape = (slots, self.heads, self.config.group_rows)
+        shape = (slots, self.heads, self._whole.group_rows)
         self.partial = torch.empty(*shape, self._width, dtype=self._dtype, device=self._device)
         self.partial_lse = torch.empty(shape, dtype=torch.float32, device=self._device)
         self.arrivals = torch.zeros(groups, self.heads, dtype=torch.int32, device=self._device)
 
 
-def _entry_size(block_size: int, config: KernelConfig) -> int:
+def _entry_size(block_size: int, configs: list[KernelConfig]) -> int:
     """The largest part of a block that fits a round of every kind."""
-    most = min(config.narrow_keys, config.wide_keys, config.edge_keys)
+    most = min(min(c.narrow_keys, c.wide_keys, c.edge_keys) for c in configs)
     return max(size for size in range(1, most + 1) if block_size % size == 0)

@@ -42,11 +42,13 @@ def _wait(counter, parts):
 
 @triton.jit
 def _merge(
-    out, partial, partial_lse, sinks, record, query_token, head, out_stride_t, out_stride_h,
+    out, partial, partial_lse, arrivals, sinks, record, query_token, head, out_stride_t, out_stride_h,
     HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
-    GROUP_ROWS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, HAS_SINKS: tl.constexpr,
+    GROUP_ROWS: tl.constexpr, ROWS: tl.constexpr, BATCH: tl.constexpr, THREADS: tl.constexpr, WAITS: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
-    """out = sum_i 2^lse_i o_i / sum_i 2^lse_i over the parts i of the record's groups that have any."""
+    """out = sum_i 2^lse_i o_i / sum_i 2^lse_i over the parts i of the record's groups that have any, BATCH parts at
+    once. WAITS: for the parts, when all that does not depend on them is ready."""
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, D_PAD)
     live, token, q_head = row_tokens(query_token, record, head, rows, GROUP, GROUP_PAD, GROUP_ROWS, "")
@@ -61,18 +63,30 @@ def _merge(
         high = tl.load(sinks + q_head, mask=live, other=float("-inf")).to(tl.float32) * LOG2E
         total = tl.where(high == float("-inf"), 0.0, 1.0)
     acc = tl.zeros([ROWS, D_PAD], tl.float32)
-    for i in tl.range(0, most, num_stages=STAGES):
-        lse = tl.load(partial_lse + cell, mask=parts > i, other=float("-inf"), cache_modifier=".cg")
-        o = tl.load(partial + cell[:, None] * D_PAD + dims[None, :], mask=(parts > i)[:, None], other=0.0,
-                    cache_modifier=".cg")  # fmt: skip
-        cell += HEADS * GROUP_ROWS
-        top = tl.maximum(high, lse)
+    if WAITS:
+        lanes = tl.arange(0, THREADS)
+        wanted = tl.load(record + PARTS + lanes, mask=lanes < tl.load(record + 5), other=0)
+        _wait(arrivals + (tl.load(record + 4) + lanes) * HEADS + head, wanted)
+    for first in range(0, most, BATCH):
+        top = high
+        for i in tl.static_range(BATCH):
+            lse = tl.load(partial_lse + cell + i * HEADS * GROUP_ROWS, mask=parts > first + i, other=float("-inf"),
+                          cache_modifier=".cg")  # fmt: skip
+            top = tl.maximum(top, lse)
         pivot = tl.where(top == float("-inf"), 0.0, top)
         decay = tl.exp2(high - pivot)
-        weight = tl.exp2(lse - pivot)
-        total = total * decay + weight
-        acc = acc * decay[:, None] + o.to(tl.float32) * weight[:, None]
+        total *= decay
+        acc *= decay[:, None]
+        for i in tl.static_range(BATCH):  # all loads of a batch are under way before the first is needed
+            at = cell + i * HEADS * GROUP_ROWS
+            lse = tl.load(partial_lse + at, mask=parts > first + i, other=float("-inf"), cache_modifier=".cg")
+            o = tl.load(partial + at[:, None] * D_PAD + dims[None, :], mask=(parts > first + i)[:, None], other=0.0,
+                        cache_modifier=".cg")  # fmt: skip
+            weight = tl.exp2(lse - pivot)
+            total += weight
+            acc += o.to(tl.float32) * weight[:, None]
         high = top
+        cell += BATCH * HEADS * GROUP_ROWS
     result = acc * (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
     tl.store(
         out + token[:, None] * out_stride_t + q_head[:, None] * out_stride_h + dims[None, :],
@@ -121,7 +135,10 @@ def wide_attention_kernel(
     behind it and starts at once, beside it."""
     if AHEAD:
         gdc_launch_dependents()
-    for work in range(tl.program_id(0), tl.load(count) * HEADS, tl.num_programs(0)):
+    program = tl.program_id(0)
+    kind = tl.load(items + program // HEADS * ITEM_FIELDS)  # beside the count: the item is near when its turn comes
+    stop = tl.where(kind == WIDE, tl.load(count) * HEADS, 0)
+    for work in range(program, stop, tl.num_programs(0)):
         _wide(
             q, k_cache, v_cache, out, partial, partial_lse, arrivals, sinks, items + work // HEADS * ITEM_FIELDS,
             entry_block, entry_mark, query_token, query_pos, work % HEADS, q_stride_t, q_stride_h, out_stride_t,
@@ -138,8 +155,9 @@ def tree_attention_kernel(
     HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     ENTRY: tl.constexpr, GROUP_ROWS: tl.constexpr, WIDE_ROWS: tl.constexpr, WIDE_KEYS: tl.constexpr,
     WIDE_STAGES: tl.constexpr, EDGE_KEYS: tl.constexpr, EDGE_STAGES: tl.constexpr, NARROW_KEYS: tl.constexpr,
-    NARROW_STAGES: tl.constexpr, MERGE_ROWS: tl.constexpr, MERGE_STAGES: tl.constexpr, THREADS: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr, BEHIND: tl.constexpr,
+    NARROW_STAGES: tl.constexpr, MERGE_ROWS: tl.constexpr, MERGE_PARTS: tl.constexpr, THREADS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr, MERGES: tl.constexpr,
+    BEHIND: tl.constexpr,
 ):  # fmt: skip
     """One item for one kv head. q, out [T, Hq, D] by strides; caches [entries, ENTRY, HEADS, D] contiguous;
     partial [slots, HEADS, GROUP_ROWS, D_PAD], partial_lse without the last dimension; arrivals [groups, HEADS] int32,
@@ -169,10 +187,11 @@ def tree_attention_kernel(
                 if before == parts - 1:
                     tl.store(counter, 0)
                     _merge(
-                        out, partial, partial_lse, sinks, record, query_token, head, out_stride_t, out_stride_h,
-                        HEADS, GROUP, GROUP_PAD, D, D_PAD, GROUP_ROWS, GROUP_ROWS, MERGE_STAGES, HAS_SINKS,
+                        out, partial, partial_lse, arrivals, sinks, record, query_token, head, out_stride_t,
+                        out_stride_h, HEADS, GROUP, GROUP_PAD, D, D_PAD, GROUP_ROWS, GROUP_ROWS, MERGE_PARTS, THREADS,
+                        False, HAS_SINKS,
                     )  # fmt: skip
-    if WIDE_ROWS > 0:
+    if WIDE_ROWS > 0:  # noqa: SIM102
         if kind == WIDE:
             _wide(
                 q, k_cache, v_cache, out, partial, partial_lse, arrivals, sinks, record, entry_block, entry_mark,
@@ -180,13 +199,11 @@ def tree_attention_kernel(
                 window, HEADS, GROUP, GROUP_PAD, D, D_PAD, ENTRY, GROUP_ROWS, WIDE_ROWS, WIDE_KEYS, WIDE_STAGES,
                 EDGE_KEYS, EDGE_STAGES, THREADS, HAS_WINDOW, HAS_SOFTCAP, HAS_SINKS,
             )  # fmt: skip
+    if MERGES:  # noqa: SIM102
         if kind == MERGE:
-            lanes = tl.arange(0, THREADS)
-            parts = tl.load(record + PARTS + lanes, mask=lanes < tl.load(record + 5), other=0)
-            _wait(arrivals + (tl.load(record + 4) + lanes) * HEADS + head, parts)
             _merge(
-                out, partial, partial_lse, sinks, record, query_token, head, out_stride_t, out_stride_h,
-                HEADS, GROUP, GROUP_PAD, D, D_PAD, GROUP_ROWS, MERGE_ROWS, MERGE_STAGES, HAS_SINKS,
+                out, partial, partial_lse, arrivals, sinks, record, query_token, head, out_stride_t, out_stride_h,
+                HEADS, GROUP, GROUP_PAD, D, D_PAD, GROUP_ROWS, MERGE_ROWS, MERGE_PARTS, THREADS, True, HAS_SINKS,
             )  # fmt: skip
     if BEHIND:  # noqa: SIM102
         if program == tl.num_programs(0) - 1:

@@ -96,8 +96,8 @@ class TritonPlan:
         scale = padded_head_dim(pool.head_dim) * pool.k_cache.element_size() / 256
         apart = None
         if config == shipped_config(pool.dtype, pool.head_dim, _capability(pool.device)) and 1 < group < 8:
-            wide = shipped_apart(pool.dtype, pool.head_dim)
-            apart = None if wide is None else Apart(wide, rule or fitted_rule(group, units, scale), _LEAST_APART)
+            pair = shipped_apart(pool.dtype, pool.head_dim)
+            apart = None if pair is None else Apart(*pair, rule or fitted_rule(group, units, scale), _LEAST_APART)
         return Launch(pool, group, config, rule or fitted_rule(group, units, scale, config.pairs), apart)
 
 
@@ -142,23 +142,23 @@ def attend_triton(
     )  # fmt: skip
     constants = {
         "HEADS": launch.heads, "GROUP": q_heads // launch.heads, "GROUP_PAD": launch.group_pad, "D": head_dim,
-        "D_PAD": padded_head_dim(head_dim), "ENTRY": launch.entry, "GROUP_ROWS": launch.config.group_rows,
+        "D_PAD": padded_head_dim(head_dim), "ENTRY": launch.entry, "GROUP_ROWS": launch.configs[1].group_rows,
         "HAS_WINDOW": window is not None, "HAS_SOFTCAP": softcap is not None, "HAS_SINKS": sinks is not None,
     }  # fmt: skip
     beside = launch.apart and q.is_cuda
+    wide, config = launch.configs
     if launch.apart:
-        config = launch.wide_config
         wide_attention_kernel[(multiprocessors(allocator.device),)](
-            *arguments, tables["wide_items"], tables["wide_count"], *numbers, **constants, **_wide_sizes(config),
-            AHEAD=beside, num_warps=config.warps, maxnreg=config.max_registers,
+            *arguments, tables["wide_items"], tables["wide_count"], *numbers, **constants, **_wide_sizes(wide),
+            AHEAD=beside, num_warps=wide.warps, maxnreg=wide.max_registers,
         )  # fmt: skip
     if not items:
         return result if result is out else out.copy_(result)
-    config = launch.config
     tree_attention_kernel[(items * launch.heads,)](
         *arguments, tables["items"], *numbers, **constants, **_wide_sizes(config), NARROW_KEYS=config.narrow_keys,
-        NARROW_STAGES=config.narrow_stages, MERGE_ROWS=merge_rows(config), MERGE_STAGES=config.merge_stages,
-        BEHIND=beside, num_warps=config.warps, maxnreg=config.max_registers, launch_pdl=beside,
+        NARROW_STAGES=config.narrow_stages, MERGE_ROWS=merge_rows(config), MERGE_PARTS=config.merge_parts,
+        MERGES=launch.apart or config.wide_rows > 0, BEHIND=beside, num_warps=config.warps,
+        maxnreg=config.max_registers, launch_pdl=beside,
     )  # fmt: skip
     return result if result is out else out.copy_(result)
 

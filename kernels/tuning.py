@@ -32,7 +32,8 @@ class KernelConfig:
     max_registers: int | None = None
     group_rows: int = 16
     merge_rows: int = 16
-    merge_stages: int = 8
+    merge_parts: int = 8
+    """Rows that are merged at once, and parts of each that are read at once."""
     pairs: int = 1
     """How many times two programs are expected to fit a multiprocessor."""
 
@@ -41,12 +42,18 @@ class KernelConfig:
 # four: those hide each other's waits better, and read what is shared more often.
 _HOPPER = {
     64: KernelConfig(128, 64, 3, 128, 3, max_registers=128),
-    128: KernelConfig(64, 32, 2, 64, 2, edge_stages=2, warps=4, max_registers=128, merge_stages=6, pairs=2),
-    256: KernelConfig(64, 32, 2, 32, 3, edge_stages=2, max_registers=128, merge_stages=6),
+    128: KernelConfig(64, 32, 2, 64, 2, edge_stages=2, warps=4, max_registers=128, pairs=2),
+    256: KernelConfig(64, 32, 2, 32, 3, edge_stages=2, max_registers=128),
 }
-# Beside one of 8 warps there is room for two of 4.
-_HOPPER_APART = {128: KernelConfig(128, 64, 2, 64, 3, max_registers=128)}
-_SINGLE = KernelConfig(0, 32, 2, 32, 2)  # fp32 runs without tensor cores: narrow tiles only
+# Beside one program of 8 warps there is room for two of 4. With fewer than 144 registers ptxas lets each wgmma of the
+# wide tiles wait for the one before ("serialized due to insufficient register resources").
+_HOPPER_APART = {
+    128: (
+        KernelConfig(128, 64, 2, 64, 2, edge_stages=2, max_registers=144),
+        KernelConfig(0, 32, 2, 32, 2, warps=4, max_registers=112, merge_parts=4),
+    )
+}
+_SINGLE = KernelConfig(0, 32, 2, 32, 2, merge_parts=4)  # fp32 runs without tensor cores: narrow tiles only
 _HALF_CANDIDATES = (
     KernelConfig(128, 64, 2, 64, 3, max_registers=128),
     KernelConfig(128, 32, 3, 32, 4),
@@ -56,8 +63,8 @@ _HALF_CANDIDATES = (
 )
 _SINGLE_CANDIDATES = (
     _SINGLE,
-    KernelConfig(0, 16, 2, 16, 2, warps=4, merge_stages=3),
-    KernelConfig(0, 16, 1, 16, 1, warps=4, merge_stages=2),
+    KernelConfig(0, 16, 2, 16, 2, warps=4, merge_parts=2),
+    KernelConfig(0, 16, 1, 16, 1, warps=4, merge_parts=2),
 )
 
 
@@ -83,8 +90,9 @@ def shipped_config(dtype: torch.dtype, head_dim: int, capability: tuple[int, int
     return _SINGLE if dtype == torch.float32 else _HOPPER[min(max(padded_head_dim(head_dim), 64), 256)]
 
 
-def shipped_apart(dtype: torch.dtype, head_dim: int) -> KernelConfig | None:
-    """What a launch of wide items alone uses beside one of `shipped_config`; None where there is no such launch."""
+def shipped_apart(dtype: torch.dtype, head_dim: int) -> tuple[KernelConfig, KernelConfig] | None:
+    """What wide items in a launch of their own and the launch of the others beside it use on a GPU that
+    `shipped_config` knows; None where one launch does it all."""
     return None if dtype == torch.float32 else _HOPPER_APART.get(padded_head_dim(head_dim))
 
 

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from frtool.kernels.tuning import KernelConfig, candidates, padded_head_dim, shipped_config, timed_config
+from frtool.kernels.tuning import (
+    KernelConfig,
+    candidates,
+    padded_head_dim,
+    shipped_apart,
+    shipped_config,
+    timed_config,
+)
 
 OPTIONS = candidates(torch.float16)
 
@@ -24,6 +31,17 @@ def test_hopper_has_a_shipped_config_for_every_head(head_dim: int, dtype: torch.
     assert config is not None
     assert config.wide_rows % config.group_rows == 0
     assert config.wide_rows // config.group_rows <= 8
+
+
+def test_two_programs_fit_a_multiprocessor_beside_one_of_wide_items() -> None:
+    pair = shipped_apart(torch.float16, 128)
+    assert pair is not None
+    wide, others = pair
+    assert wide.max_registers is not None
+    assert others.max_registers is not None
+    assert 32 * (wide.warps * wide.max_registers + 2 * others.warps * others.max_registers) <= 1 << 16
+    assert others.wide_rows == 0
+    assert others.group_rows == wide.group_rows
 
 
 def test_other_gpus_have_none() -> None:
@@ -112,8 +130,8 @@ def test_the_last_candidate_compiles_within_the_memory_of_a_small_gpu(dtype: tor
         "WIDE_ROWS": config.wide_rows, "WIDE_KEYS": config.wide_keys, "WIDE_STAGES": config.wide_stages,
         "EDGE_KEYS": config.edge_keys, "EDGE_STAGES": config.edge_stages, "NARROW_KEYS": config.narrow_keys,
         "NARROW_STAGES": config.narrow_stages, "MERGE_ROWS": triton_tree.merge_rows(config),
-        "MERGE_STAGES": config.merge_stages, "THREADS": 32 * config.warps, "HAS_WINDOW": False, "HAS_SOFTCAP": False,
-        "HAS_SINKS": False, "BEHIND": False,
+        "MERGE_PARTS": config.merge_parts, "THREADS": 32 * config.warps, "HAS_WINDOW": False, "HAS_SOFTCAP": False,
+        "HAS_SINKS": False, "MERGES": False, "BEHIND": False,
     }  # fmt: skip
     element = {torch.float16: "*fp16", torch.float32: "*fp32"}[dtype]
     kinds = dict.fromkeys(("q", "k_cache", "v_cache", "out", "partial"), element)
