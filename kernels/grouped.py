@@ -9,12 +9,13 @@ every step works on rows by themselves; for the matrix products, where that take
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from .allocator import PhysicalKVAllocator
-from .grouped_work import Slab, lay_out
+from .grouped_work import CHUNK, Slab, lay_out
 from .plan import TreePlan
 
 
@@ -25,6 +26,8 @@ class GroupedPlan:
     tree: TreePlan
     backend: str = "torch"
     _work: dict[tuple[int | None, int, int], list[Slab]] = field(default_factory=dict, repr=False)
+    _threads: int = field(default_factory=torch.get_num_threads)
+    """Which the tiles are cut for."""
 
     @property
     def branch_ids(self) -> tuple[int, ...]:
@@ -33,6 +36,37 @@ class GroupedPlan:
     @property
     def num_queries(self) -> int:
         return self.tree.num_queries
+
+    def grown(self, allocator: PhysicalKVAllocator) -> GroupedPlan | None:
+        """The plan of the same branches, each of which asks with its last token and has grown by one, in the memory of
+        this one, which is not to be used any more. None where that takes other tiles.
+
+        A step of a search takes as long to plan as a layer to compute where few branches grow.
+        """
+        tree = self.tree
+        tables, lengths = allocator.layout(tree.branch_ids)
+        width = tree.tables.shape[1]
+        if (
+            self._threads != torch.get_num_threads()
+            or tree.num_queries != len(lengths)
+            or not np.array_equal(lengths, tree.lengths + 1)
+            or ((lengths - 1) % CHUNK == 0).any()
+            or not np.array_equal(np.where(tree.tables >= 0, tables[:, :width], -1), tree.tables)
+        ):
+            return None
+        for (window, _, _), slabs in self._work.items():
+            batches = [batch for slab in slabs for batch in slab.batches if batch.hidden is not None]
+            tails = [batch.tails for batch in batches if batch.tails is not None]
+            if window is not None or len(tails) < len(batches) or sum(len(t.seen) for t in tails) < len(lengths):
+                return None
+            if any(t.seen.max() >= t.slots.shape[1] for t in tails):
+                return None
+        for slabs in self._work.values():
+            for slab in slabs:
+                for batch in slab.batches:
+                    if batch.tails is not None:
+                        batch.tails.grow(tables, lengths, tree.block_size)
+        return GroupedPlan(replace(tree, lengths=lengths.astype(np.int32), tables=tables), _work=self._work)
 
 
 def plan_grouped(allocator: PhysicalKVAllocator, tree: TreePlan) -> GroupedPlan:

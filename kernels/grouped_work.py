@@ -28,6 +28,36 @@ _LANES = 16
 
 
 @dataclass(frozen=True, slots=True)
+class Tails:
+    """m tiles of one query each, the last of its branch, over the chunk that holds it: what changes when the branches
+    grow by a token. The arrays share their memory with the tensors of the batch."""
+
+    branch: np.ndarray
+    """int64 `[m]`: rows of the plan's tables."""
+    seen: np.ndarray
+    """int64 `[m]`: keys of the chunk that there are."""
+    slots: np.ndarray
+    """int64 `[m, C]`."""
+    kv_rows: np.ndarray
+    """int64 `[m, Hk, 2, C]`, or `[m, 1, 2, C]` where a row holds all heads."""
+    hidden: np.ndarray
+    """`[m, C]`."""
+    rows: int
+    """Of D numbers a slot, or 1."""
+    offsets: np.ndarray
+
+    def grow(self, tables: np.ndarray, lengths: np.ndarray, block_size: int) -> None:
+        """Follow the branches, which have one token more each, in the same chunk."""
+        last = lengths[self.branch] - 1
+        slots = tables[self.branch, last // block_size].astype(np.int64) * block_size + last % block_size
+        beyond = np.arange(self.slots.shape[1]) >= self.seen[:, None]
+        np.copyto(self.slots, slots[:, None], where=beyond)
+        np.add((self.slots * self.rows)[:, None, None, :], self.offsets, out=self.kv_rows)
+        self.hidden[np.arange(len(self.seen)), self.seen] = 0
+        np.add(self.seen, 1, out=self.seen)
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """n tiles: index tensors into rows of D numbers, for Hk kv heads, M = R * rows a query, C keys; and where the
     operands and results of their products are kept, fp32 unless it says otherwise."""
@@ -63,6 +93,8 @@ class Batch:
     """`[n * Hk, M, D]`."""
     shape: tuple[int, int, int, int]
     """n, Hk, R, rows a query."""
+    tails: Tails | None
+    """The tiles with keys that must not be seen, where each has one query and memory is the host's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +158,9 @@ def _slab(slab: TileSlab, allocator: PhysicalKVAllocator, heads: int, pitch: int
     batches: list[Batch] = []
     row = 1
     for batch, (n, query_rows) in zip(slab.batches, shapes, strict=True):
-        rows_of = slab.queries[batch.queries] * pitch
+        rows_of = slab.queries[batch.queries]
         results = (means, largest, peaks)
-        for part in _batches(batch, rows_of, n, least_tiles, query_rows, allocator, heads, results, row):
+        for part in _batches(batch, rows_of, pitch, n, least_tiles, query_rows, allocator, heads, results, row):
             batches.append(part)
             row += part.queries.shape[0] * part.queries.shape[1]
     return Slab(
@@ -148,7 +180,8 @@ def _slab(slab: TileSlab, allocator: PhysicalKVAllocator, heads: int, pitch: int
 
 def _batches(
     batch: TileBatch,
-    rows_of: np.ndarray,
+    queries: np.ndarray,
+    pitch: int,
     n: int,
     least_tiles: int,
     query_rows: int,
@@ -159,17 +192,17 @@ def _batches(
 ) -> Iterator[Batch]:
     """The tiles, repeated up to `n`, in parts that stay cached. Rows past a query's last head repeat that head.
 
-    `rows_of` `[tiles, R]`: the first row of each query. `results`: means, largest and peaks of the slab; those of the
+    `queries` `[tiles, R]`: those of `batch`, among all. `results`: means, largest and peaks of the slab; those of the
     tiles begin at `row`.
     """
     kv_heads, dim, device = allocator.num_kv_heads, allocator.head_dim, allocator.device
     tile_queries = batch.queries.shape[1]
-    queries, slots, seen = rows_of, batch.slots, batch.seen
+    slots, seen = batch.slots, batch.seen
     if n > len(queries):
         queries, slots, seen = (np.resize(a, (n, *a.shape[1:])) for a in (queries, slots, seen))
     group = heads // kv_heads
     head = np.arange(kv_heads)[:, None] * group + np.minimum(np.arange(query_rows), group - 1)  # [Hk, rows]
-    q_rows = queries[:, None, :, None] + head[:, None, :]  # [n, Hk, R, rows]
+    q_rows = queries[:, None, :, None] * pitch + head[:, None, :]  # [n, Hk, R, rows]
     by_token = allocator.dtype != torch.float32  # the conversion puts the heads of a token apart
     to_v = allocator.k_cache.numel() // dim // (kv_heads if by_token else 1)
     # Tile after tile everywhere: a thread then computes on what it has gathered itself, in the cache of its own core.
@@ -205,6 +238,18 @@ def _batches(
         k, v = gathered.view(count, 2, keys, dim).unbind(1)
         scores = allocator.scratch("scores", count, m, keys)
         mask = hidden[lo:hi, ..., :keys] if lo < masked else None
+        tails = None
+        if mask is not None and tile_queries == 1 and device.type == "cpu":
+            own = slice(lo, lo + len(mask))
+            tails = Tails(
+                branch=queries[own, 0],
+                seen=seen[own].copy(),
+                slots=slots[own, :keys].copy(),
+                kv_rows=kv_rows[: len(mask)],
+                hidden=mask[:, 0, 0, 0].numpy(),
+                rows=1 if by_token else kv_heads,
+                offsets=offsets,
+            )
         end = row + count * m
         means, largest, peaks = (a[row:end].view(count, m, *a.shape[1:]) for a in results)
         yield Batch(
@@ -223,6 +268,7 @@ def _batches(
             peaks=peaks,
             means=means,
             shape=(hi - lo, kv_heads, tile_queries, query_rows),
+            tails=tails,
         )
         row = end
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from frtool.kernels.attention import plan_attention
+from frtool.kernels.attention import AttentionPlan, plan_attention
+from frtool.kernels.grouped import GroupedPlan
 from frtool.models.packed import least_rows
 from frtool.models.tree_pass import TreeBatch, forward_tree
 
@@ -33,6 +34,7 @@ class DecodeBatch:
         self._on_gpu = loaded.device.type == "cuda"
         self._multiple = least_rows(loaded.device, loaded.dtype) or ROW_MULTIPLE
         self._sent: torch.cuda.Event | None = None
+        self._plan: AttentionPlan | None = None
         self._allocate(capacity)
 
     def forward(
@@ -59,7 +61,7 @@ class DecodeBatch:
         host[_LOGIT_ROWS, :wanted] = logit_rows
         host[_LOGIT_ROWS, wanted:rows] = logit_rows[0]
         in_order = rows == padded and np.array_equal(host[_LOGIT_ROWS, :wanted], np.arange(wanted))
-        plan = plan_attention(self._allocator, branch_ids, counts)
+        plan = self._plan = self._follow(branch_ids, counts)
         if self._on_gpu:
             self._buffer[:, :padded].copy_(self._host[:, :padded], non_blocking=True)
             self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -73,6 +75,13 @@ class DecodeBatch:
                 TreeBatch(self._allocator, plan, buffer[_SLOTS, :total]),
                 0 if in_order else buffer[_LOGIT_ROWS, :rows],
             )
+
+    def _follow(self, branch_ids: Sequence[int], counts: Sequence[int]) -> AttentionPlan:
+        """A plan of these branches, that of the last pass where they are the same, a token longer."""
+        plan, grown = self._plan, None
+        if isinstance(plan, GroupedPlan) and plan.branch_ids == tuple(branch_ids) and max(counts) == 1:
+            grown = plan.grown(self._allocator)
+        return grown or plan_attention(self._allocator, branch_ids, counts)
 
     def _allocate(self, capacity: int) -> None:
         host = torch.zeros(4, self._round_up(capacity), dtype=torch.long, pin_memory=self._on_gpu)

@@ -240,5 +240,5 @@ def _turns(cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
 def _rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     """`x` `[..., heads, D]` turned by its position, in fp32, where it is fp32 in place: neighbours (a, b) to
     (a cos - b sin, b cos + a sin)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs.mul_(turns)).flatten(-2)

@@ -10,6 +10,7 @@ import torch
 from frtool.kernels import grouped_work
 from frtool.kernels.allocator import PhysicalKVAllocator
 from frtool.kernels.attention import plan_attention, tree_attention
+from frtool.kernels.grouped import GroupedPlan
 
 OPTIONS = {
     "plain": {},
@@ -238,3 +239,59 @@ def test_softmax_of_large_scores_stays_finite():
     q = torch.full((1, 2, 8), 100.0)
     got = tree_attention(q, allocator, [branch], sinks=torch.tensor([-1e4, 0.0]))
     torch.testing.assert_close(got, torch.full((1, 2, 8), 3.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (3, 3), (1, 1)])
+@pytest.mark.parametrize("lengths", [[70], [3, 64, 81, 100], [62, 63, 126, 190, 40, 41]])
+def test_a_plan_that_grew_gives_the_bits_of_a_new_one(
+    dtype: torch.dtype, heads: int, kv_heads: int, lengths: list[int]
+) -> None:
+    allocator = PhysicalKVAllocator(400, 4, kv_heads, 16, dtype=dtype)
+    allocator.kv_cache.normal_(generator=torch.Generator().manual_seed(1))
+    root = allocator.alloc_branch(38).branch_id
+    ids = [allocator.fork(root, min(n, 38)).branch_id for n in lengths]
+    for branch, length in zip(ids, lengths, strict=True):
+        if length > 38:
+            allocator.append(branch, length - 38)
+    allocator.append_many(ids, [1] * len(ids))
+    plan, grown = plan_attention(allocator, ids), 0
+    for step in range(70):
+        q = torch.randn(len(ids), heads + 1, 16, generator=torch.Generator().manual_seed(step))[:, :heads]
+        fresh = tree_attention(q, allocator, ids)
+        assert torch.equal(tree_attention(q, allocator, plan=plan), fresh)
+        allocator.append_many(ids, [1] * len(ids))
+        assert isinstance(plan, GroupedPlan)
+        longer = plan.grown(allocator)
+        grown += longer is not None
+        assert (longer is None) >= any(allocator.length(i) % 64 == 1 for i in ids), "a new chunk is a new tile"
+        plan = longer or plan_attention(allocator, ids)
+    assert grown > 30
+
+
+def test_a_plan_does_not_grow_into_another_tree() -> None:
+    allocator = PhysicalKVAllocator(200, 4, 1, 16)
+    root = allocator.alloc_branch(30).branch_id
+    ids = [allocator.fork(root, n).branch_id for n in (30, 29)]
+
+    def plan() -> GroupedPlan:
+        made = plan_attention(allocator, ids)
+        tree_attention(torch.zeros(2, 1, 16), allocator, plan=made)
+        assert isinstance(made, GroupedPlan)
+        return made
+
+    shared = plan()
+    assert shared.grown(allocator) is None, "nothing grew"
+    allocator.append_many(ids, [1, 1])
+    assert shared.grown(allocator) is None, "the tail that they shared was copied"
+    apart = plan()
+    allocator.append_many(ids, [1, 2])
+    assert apart.grown(allocator) is None, "one grew by two"
+    windowed = plan_attention(allocator, ids)
+    tree_attention(torch.zeros(2, 1, 16), allocator, plan=windowed, window=8)
+    allocator.append_many(ids, [1, 1])
+    assert isinstance(windowed, GroupedPlan)
+    assert windowed.grown(allocator) is None, "a window moves"
+    kept = plan()
+    allocator.append_many(ids, [1, 1])
+    assert kept.grown(allocator) is not None
