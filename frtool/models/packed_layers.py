@@ -162,8 +162,8 @@ class PackedNorm(nn.Module):
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
-        self.norm = norm
-        self._fast = _Norm(norm)
+        self.weight, self.variance_epsilon = norm.weight, norm.variance_epsilon
+        self._fast = _Norm(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._fast(x)
