@@ -8,8 +8,9 @@ import pytest
 
 from frtool.models.embedded.training.batches import BLOCK, Batch, batch_seed, make_batch
 from frtool.models.embedded.training.evaluate import path_of
+from frtool.models.embedded.training.moves import list_moves, new_moves
 from frtool.models.embedded.training.solve import count3, count4, solvable
-from frtool.models.embedded.training.vocabulary import BAD, BOS, EOS, GOOD, NEWLINE, PRM, TOKENS, decode
+from frtool.models.embedded.training.vocabulary import BAD, BOS, EOS, GOOD, NEWLINE, PAD, PRM, TOKENS, decode
 from frtool.tasks.held_out import is_held_out
 from frtool.tasks.steps import combine, is_legal, parse_move
 
@@ -84,7 +85,7 @@ def read_marks(batch: Batch) -> list[Mark]:
 
 @pytest.fixture(scope="module")
 def training() -> Batch:
-    return make_batch(SIZE, batch_seed(7, 0))[0]
+    return make_batch(SIZE, batch_seed(7, 0), first_moves=0.25)[0]
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +93,73 @@ def marks(training: Batch) -> list[Mark]:
     return read_marks(training)
 
 
-def test_nothing_held_out_is_ever_shown_in_training(marks: list[Mark]) -> None:
+def read_first_moves(batch: Batch) -> dict[tuple[tuple[int, ...], int], list[str]]:
+    """The moves that each puzzle without a tree begins with, in what is shown of them: `10-4`."""
+    documents = batch.documents
+    starts = [*np.flatnonzero(documents.tokens == BOS), len(documents.tokens)]
+    puzzles: dict[tuple[tuple[int, ...], int], list[str]] = {}
+    for start, stop in itertools.pairwise(starts):
+        if documents.tags[start:stop].any():
+            continue
+        below = start + int(np.flatnonzero(documents.tokens[start:stop] == NEWLINE)[0]) + 1
+        numbers, target = decode(documents.tokens[start + 1 : below - 1].tolist()).split("=")
+        key = tuple(map(int, numbers.split())), int(target)
+        puzzles[key] = []
+        while below < stop and documents.tokens[below] != PAD:
+            puzzles[key].append(decode(documents.tokens[below : documents.ends[below]].tolist()))
+            below = int(documents.ends[below])
+    return puzzles
+
+
+def after(state: tuple[int, ...], written: str) -> tuple[int, ...]:
+    """What is left of a state after the move `10-4`."""
+    operator = next(c for c in written if c in "+-*/")
+    left, right = map(int, written.split(operator))
+    rest = list(state)
+    rest.remove(left)
+    rest.remove(right)
+    value = combine(left, operator, right)
+    assert value is not None
+    return tuple(sorted([*rest, value]))
+
+
+def test_nothing_held_out_is_ever_shown_in_training(training: Batch, marks: list[Mark]) -> None:
     seen = {(state, mark.target) for mark in marks for state in mark.states if len(state) >= 3 and mark.legal}
     assert len(seen) > 100
-    assert not [pair for pair in seen if is_held_out(*pair)]
+    begun = read_first_moves(training)
+    assert len(begun) > 30
+    for (numbers, target), written in begun.items():
+        seen |= {(numbers, target), *((after(numbers, move), target) for move in written)}
+    assert not [(state, target) for state, target in seen if len(state) >= 3 and is_held_out(state, target)]
+
+
+def test_documents_of_first_moves_begin_winning_moves_alone(training: Batch) -> None:
+    for (numbers, target), written in read_first_moves(training).items():
+        assert 1 <= len(written) == len(set(written)) <= 4
+        if len(numbers) <= 4:
+            assert all(reachable(after(numbers, move), target) for move in written)
+
+
+def test_first_moves_take_their_share_of_the_tokens() -> None:
+    documents = make_batch(4_096, batch_seed(7, 2), first_moves=0.5)[0].documents
+    starts = [*np.flatnonzero(documents.tokens == BOS), len(documents.tokens)]
+    short = sum(stop - start for start, stop in itertools.pairwise(starts) if not documents.tags[start:stop].any())
+    assert 0.4 < short / len(documents.tokens) < 0.65
+    assert not read_first_moves(make_batch(2_048, batch_seed(7, 3), first_moves=0.5, validation=True)[0])
+
+
+def test_a_state_that_leads_to_game_of_24_has_no_target_of_larger_numbers_alone() -> None:
+    """The moves that are left there all make a number above 13: aimed at, they would teach that for target 24."""
+    moves, state = new_moves(), np.array([1, 3, 5, 8, 11, 0])
+    for target, bar, aimed in ((24, True, False), (24, False, True), (25, True, True)):
+        n = list_moves(state, 5, target, bar, moves)
+        assert (moves.weight[:n] > 0).any() == aimed
+        assert moves.good[:n].any()
+    assert moves.barred[:n].mean() < 0.3
+    list_moves(state, 5, 24, True, moves)
+    small = moves.states[:n, 3] <= 13
+    assert small.any()
+    assert moves.barred[:n][small].all()
 
 
 def test_validation_puzzles_are_all_held_out() -> None:

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from frtool.eval.tasks import load_items
+from frtool.models.embedded.training.average import average
 from frtool.models.embedded.training.batches import batch_seed, empty_batch, make_batch
 from frtool.models.embedded.training.checkpoint import join_parts, load_weights, write_checkpoint, write_parts
 from frtool.models.embedded.training.evaluate import auc, path_of, reliability
@@ -51,6 +53,14 @@ def test_parts_join_to_the_same_weights(tmp_path: Path) -> None:
     joined = join_parts(tmp_path)
     assert joined.keys() == tensors.keys()
     assert all(torch.equal(joined[name], tensor) for name, tensor in tensors.items())
+
+
+def test_an_average_lies_on_the_line_between_two_checkpoints() -> None:
+    first, second = ({"a": torch.full((2, 3), value, dtype=torch.bfloat16)} for value in (1.0, 3.0))
+    assert torch.equal(average(first, second, 0.25)["a"], torch.full((2, 3), 1.5, dtype=torch.bfloat16))
+    assert torch.equal(average(first, second, 1.0)["a"], second["a"])
+    with pytest.raises(ValueError, match="same tensors"):
+        average(first, {"a": torch.zeros(3)}, 0.5)
 
 
 def test_a_training_goes_on_from_the_weights_that_were_saved(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .compiled import jit
+from .first_moves import put_first_moves
 from .trees import MAX_DOCUMENT_SIZE, WIDTH, Documents, Workspace, new_documents, new_workspace, put, put_document
 
 BLOCK = 128
@@ -93,15 +94,21 @@ def _fill(
     last_query_block: NDArray[Any],
     scratch: Documents,
     work: Workspace,
+    first_moves: float,
     validation: bool,
 ) -> int:
     for b in range(size // BLOCK):
         first_key_block[b] = b
         last_query_block[b] = b
     at = 0
+    short = 0
     count = 0
     while True:
-        length = put_document(scratch, work, 0, validation)
+        if short < first_moves * at:
+            length = put_first_moves(scratch, work, 0)
+            short += length
+        else:
+            length = put_document(scratch, work, 0, validation)
         if at + length > size:
             break
         _copy(scratch, length, documents, at)
@@ -123,31 +130,38 @@ def empty_batch(size: int) -> Batch:
     return batch
 
 
-def fill(batch: Batch, seed: int, validation: bool, scratch: Documents, work: Workspace) -> int:
-    """Write batch `seed` in place: whole documents, then padding. Returns the number of documents."""
+def fill(
+    batch: Batch, seed: int, scratch: Documents, work: Workspace, first_moves: float = 0.0, validation: bool = False
+) -> int:
+    """Write batch `seed` in place: whole documents, then padding. Returns the number of documents.
+
+    `first_moves`: share of the tokens in documents that show first moves alone. Validation has trees only.
+    """
     _seed(seed)
-    documents = batch.documents
-    return _fill(
-        documents, len(documents.tokens), batch.first_key_block, batch.last_query_block, scratch, work, validation
-    )
+    documents, blocks = batch.documents, (batch.first_key_block, batch.last_query_block)
+    share = 0.0 if validation else first_moves
+    return _fill(documents, len(documents.tokens), *blocks, scratch, work, share, validation)
 
 
-def make_batch(size: int, seed: int, validation: bool = False) -> tuple[Batch, int]:
+def make_batch(size: int, seed: int, first_moves: float = 0.0, validation: bool = False) -> tuple[Batch, int]:
     """One batch in memory of its own, and its number of documents."""
     batch = batch_over(bytearray(batch_bytes(size)), size)
-    return batch, fill(batch, seed, validation, new_documents(MAX_DOCUMENT_SIZE), new_workspace())
+    return batch, fill(batch, seed, new_documents(MAX_DOCUMENT_SIZE), new_workspace(), first_moves, validation)
 
 
 class BatchStream:
     """Training batches from `workers` processes through `slots` shared buffers.
 
     Start it before CUDA: workers are forked. Batches come in the order in which they get done. Of `world` streams of
-    one seed, this is number `rank`: together they make every batch once.
+    one seed, this is number `rank`: together they make every batch once. `first_moves` as in `fill`.
     """
 
-    def __init__(self, size: int, seed: int, workers: int, slots: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, size: int, seed: int, workers: int, slots: int, first_moves: float = 0.0, rank: int = 0, world: int = 1
+    ) -> None:
         context = multiprocessing.get_context("fork")
         self._size = size
+        self._first_moves = first_moves
         self._buffers = [mmap.mmap(-1, batch_bytes(size)) for _ in range(slots)]
         self._free: Any = context.Queue()
         self._full: Any = context.Queue()
@@ -166,7 +180,8 @@ class BatchStream:
         index = worker
         while os.getppid() == parent:
             slot = self._free.get()
-            count = fill(batch_over(self._buffers[slot], self._size), batch_seed(seed, index), False, scratch, work)
+            batch = batch_over(self._buffers[slot], self._size)
+            count = fill(batch, batch_seed(seed, index), scratch, work, self._first_moves)
             self._full.put((slot, index, count))
             index += workers
 

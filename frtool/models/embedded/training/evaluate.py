@@ -28,7 +28,7 @@ from .vocabulary import BAD, BOS, EOS, GOOD, PAD, PRM, TOKENS, decode
 
 MAX_NEW_TOKENS = 130
 SAMPLES = 16
-TEMPERATURE = 0.7
+TEMPERATURES = (0.7, 1.0, 1.2)
 REWARD_SEED = 2
 REWARD_TOKENS = 32_768
 _IDS = {token: i for i, token in enumerate(TOKENS)}
@@ -191,9 +191,10 @@ def legal_steps(puzzle: Puzzle, text: str) -> tuple[int, int]:
     return legal, lines
 
 
-def solve_rates(model: Any, sets: dict[str, list[Puzzle]]) -> dict[str, dict[str, float | int]]:
-    """Shares solved of each set: greedy; the path that the model's reward likes best of 16; any of the 16; a sample on
-    average; and the share of legal lines at temperature 1. All sets are written together."""
+def solve_rates(model: Any, sets: dict[str, list[Puzzle]]) -> dict[str, dict[str, Any]]:
+    """Shares solved of each set: greedy; at the first of TEMPERATURES the path that the model's reward likes best of
+    16, any of the 16, and a sample on average; best of 16 at every temperature; and the share of legal lines at
+    temperature 1. All sets are written together."""
     puzzles = [puzzle for members in sets.values() for puzzle in members]
     tasks = [ArithmeticTask(puzzle) for puzzle in puzzles]
     verifiers = [ArithmeticVerifier(puzzle) for puzzle in puzzles]
@@ -205,15 +206,21 @@ def solve_rates(model: Any, sets: dict[str, list[Puzzle]]) -> dict[str, dict[str
     prompts = [task.prompt_text for task in tasks]
     greedy = np.array([right(i, path) for i, path in enumerate(write_paths(model, prompts, temperature=None))])
     owners = [i for i in range(len(puzzles)) for _ in range(SAMPLES)]
-    sampled = write_paths(model, [prompts[i] for i in owners], temperature=TEMPERATURE)
-    ends = [[BOS, *(_IDS[c] for c in prompts[i]), *path, PRM] for i, path in zip(owners, sampled, strict=True)]
-    rewards = np.array(reward(model, ends)).reshape(-1, SAMPLES)
-    solved = np.array([right(i, path) for i, path in zip(owners, sampled, strict=True)]).reshape(-1, SAMPLES)
-    chosen = solved[np.arange(len(puzzles)), rewards.argmax(1)]
+
+    def sample(temperature: float) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Whether each sample is right, and of each puzzle the one that the reward likes best."""
+        sampled = write_paths(model, [prompts[i] for i in owners], temperature=temperature)
+        ends = [[BOS, *(_IDS[c] for c in prompts[i]), *path, PRM] for i, path in zip(owners, sampled, strict=True)]
+        rewards = np.array(reward(model, ends)).reshape(-1, SAMPLES)
+        solved = np.array([right(i, path) for i, path in zip(owners, sampled, strict=True)]).reshape(-1, SAMPLES)
+        return solved, solved[np.arange(len(puzzles)), rewards.argmax(1)]
+
+    samples = [sample(temperature) for temperature in TEMPERATURES]
+    solved, chosen = samples[0]
     free = write_paths(model, prompts, temperature=1.0)
     lines = np.array([legal_steps(puzzle, decode(path)) for puzzle, path in zip(puzzles, free, strict=True)])
 
-    result: dict[str, dict[str, float | int]] = {}
+    result: dict[str, dict[str, Any]] = {}
     start = 0
     for name, members in sets.items():
         part = slice(start, start + len(members))
@@ -225,6 +232,10 @@ def solve_rates(model: Any, sets: dict[str, list[Puzzle]]) -> dict[str, dict[str
             "best_of_16": float(chosen[part].mean()),
             "pass_at_16": float(solved[part].any(1).mean()),
             "sample_at_1": float(solved[part].mean()),
+            "best_of_16_by_temperature": {
+                str(temperature): float(best[part].mean())
+                for temperature, (_, best) in zip(TEMPERATURES, samples, strict=True)
+            },
             "legal_lines_at_t1": float(legal / written),
         }
     return result

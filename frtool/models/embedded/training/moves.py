@@ -37,7 +37,8 @@ class Moves(NamedTuple):
     barred: NDArray[Any]
     """bool [MAX_MOVES]: leads to a puzzle that is held out, so it is never shown."""
     weight: NDArray[Any]
-    """float64 [MAX_MOVES]: share of the policy's target, 0 for moves that lose the target or are barred."""
+    """float64 [MAX_MOVES]: share of the policy's target, 0 for moves that lose the target or are barred, and for all
+    moves of a state that `list_moves` gives no target."""
     text: NDArray[Any]
     """uint8 [MAX_MOVES, MAX_LINE]: the line in tokens, without its end."""
     length: NDArray[Any]
@@ -162,8 +163,13 @@ def list_moves(state: NDArray[Any], count: int, target: int, bar_held_out: bool,
 
     The policy's target weighs a winning move by its continuations to the power SHARPNESS: moves that leave more room
     come first, for they are found more surely, yet rare ones are learnt too. In a lost state no move has a weight.
+
+    Nor has one where moves are barred for leading to Game of 24. What is left there all makes a number above 13, and a
+    model that aims at that prefers such moves in Game of 24 itself: it gave them 62 % where 28 % of the winning moves
+    are of the kind. The hash bars at random and teaches nothing.
     """
     n = 0
+    slanted = False
     for i in range(count - 1):
         if i > 0 and state[i] == state[i - 1]:
             continue
@@ -182,12 +188,14 @@ def list_moves(state: NDArray[Any], count: int, target: int, bar_held_out: bool,
                 replace_pair(state, count, i, j, result, child)
                 moves.good[n] = solvable(child, count - 1, target)
                 moves.barred[n] = bar_held_out and held_out(child, count - 1, target)
+                if bar_held_out and count == 5 and target == 24:
+                    slanted = slanted or _is_game_of_24(child[:4], target)
                 moves.length[n], moves.equals[n] = write_line(
                     moves.text[n], state[j], operator, state[i], result, child, count - 1
                 )
                 n += 1
     for m in range(n):
-        if moves.barred[m] or not moves.good[m]:
+        if slanted or moves.barred[m] or not moves.good[m]:
             moves.weight[m] = 0.0
         else:
             moves.weight[m] = continuations(moves.states[m], count - 1, target) ** SHARPNESS

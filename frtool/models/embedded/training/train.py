@@ -47,6 +47,9 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--matrix-rate", type=float, default=0.012)
     parser.add_argument("--vector-rate", type=float, default=0.002)
     parser.add_argument("--decay", type=float, default=0.85, help="share of the time over which the rates fall to 0")
+    parser.add_argument(
+        "--first-moves", type=float, default=0.4, help="share of the tokens in documents that show first moves alone"
+    )
     parser.add_argument("--reward-weight", type=float, default=10.0)
     parser.add_argument("--layers", type=int, default=Shape().num_hidden_layers)
     parser.add_argument("--width", type=int, default=Shape().hidden_size)
@@ -103,7 +106,13 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     # Both fork, so they come before CUDA is touched.
     aside = Aside(options.tokens, options.evaluate) if ranks.first else None
     stream = BatchStream(
-        options.tokens, options.seed, options.workers, 2 * options.workers + 4, rank=ranks.rank, world=ranks.world
+        options.tokens,
+        options.seed,
+        options.workers,
+        2 * options.workers + 4,
+        options.first_moves,
+        rank=ranks.rank,
+        world=ranks.world,
     )
     try:
         return _train(options, ranks, stream, aside, started)

@@ -430,25 +430,30 @@ def put_steps(documents: Documents, work: Workspace, at: int, numbers: int, targ
 
 
 @jit
+def put_prompt(documents: Documents, work: Workspace, at: int, numbers: int, target: int, moves: int) -> int:
+    """Write the puzzle in `work.state`, whose first moves are listed, and aim its end at them; the index behind it."""
+    at = put(documents, at, BOS, 0)
+    length = write_state(work.line, 0, work.state, numbers)
+    work.line[length] = EQUALS
+    length = write_number(work.line, length + 1, target)
+    work.line[length] = NEWLINE
+    at = put_line(documents, at, 1, work.line, length + 1)
+    aim_at_moves(documents, at - 1, work.moves[0], moves, work.line, 0, work.mass)
+    return at
+
+
+@jit
 def put_document(documents: Documents, work: Workspace, at: int, validation: bool) -> int:
     """Draw a puzzle and write its document from `at` on; the index behind it.
 
     At most MAX_DOCUMENT_SIZE tokens are written.
     """
-    state = work.state
-    numbers, target, n, alive = draw_puzzle(state, work.scratch, work.other, work.moves[0], validation)
+    numbers, target, n, alive = draw_puzzle(work.state, work.scratch, work.other, work.moves[0], validation)
     begin = at
-    at = put(documents, at, BOS, 0)
-    length = write_state(work.line, 0, state, numbers)
-    work.line[length] = EQUALS
-    length = write_number(work.line, length + 1, target)
-    work.line[length] = NEWLINE
-    length += 1
-    at = put_line(documents, at, 1, work.line, length)
-    aim_at_moves(documents, at - 1, work.moves[0], n, work.line, 0, work.mass)
+    at = put_prompt(documents, work, at, numbers, target, n)
     root = at
-    at = put_reward(documents, at, length + 1, alive, tag_of(numbers, 0))
-    enter(work.frames, 0, n, alive, length + 1)
+    at = put_reward(documents, at, root - begin, alive, tag_of(numbers, 0))
+    enter(work.frames, 0, n, alive, root - begin)
     at = put_steps(documents, work, at, numbers, target, not validation)
     close(documents, begin, root - begin, at)
     return at
