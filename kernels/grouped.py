@@ -151,8 +151,7 @@ def _attend_slab(
     if sinks is not None:
         shares[:, 0] = sinks.float().repeat(asked // len(sinks))
     torch.softmax(shares, 1, out=shares)
-    # Sums the means of each query, times their shares: mode 0 is a sum.
-    merged: torch.Tensor = torch.embedding_bag(
-        slab.means, slab.pieces_of, slab.bags, False, 0, False, slab.shares, False
-    )[0]
+    # Sums the means of each query, times their shares, without those that stand for no piece: mode 0 is a sum.
+    weights = shares[:, : slab.pieces + 1].reshape(-1)
+    merged: torch.Tensor = torch.embedding_bag(slab.means, slab.members, slab.bags, False, 0, False, weights, False)[0]
     return merged

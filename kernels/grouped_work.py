@@ -116,8 +116,10 @@ class Slab:
     """int64 `[t * Hq]`: the first piece of each (query, head)."""
     pieces_of: torch.Tensor
     """int64 `[t * Hq * lanes]`: each (query, head) has entry 0, its pieces, then entry 0 again."""
+    members: torch.Tensor
+    """int64 `[t * Hq * (1 + pieces)]`: the same without the last entries 0."""
     bags: torch.Tensor
-    """int64 `[t * Hq]`: where they begin in it."""
+    """int64 `[t * Hq]`: where they begin in `members`."""
     shares: torch.Tensor
     """`[t * Hq * lanes]`."""
 
@@ -173,7 +175,8 @@ def _slab(slab: TileSlab, allocator: PhysicalKVAllocator, heads: int, pitch: int
         logs=allocator.scratch("logs", rows),
         first=_tensor(pieces_of[:, :, 1].reshape(-1), device),
         pieces_of=_tensor(pieces_of.reshape(-1), device),
-        bags=torch.arange(0, pieces_of.size, lanes, device=device),
+        members=_tensor(pieces_of[:, :, : slab.pieces + 1].reshape(-1), device),
+        bags=torch.arange(0, queries * heads * (slab.pieces + 1), slab.pieces + 1, device=device),
         shares=allocator.scratch("shares", pieces_of.size),
     )
 
