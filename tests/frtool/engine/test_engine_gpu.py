@@ -63,7 +63,7 @@ def endless(loaded: LoadedModel) -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def delimiter(endless: LoadedModel) -> str:
-    """What most of this random model's steps hold, so that they have children whatever the library drew its weights by."""
+    """What most of this random model's steps hold, so that they have children however its weights were drawn."""
     prompt = endless.tokenizer("make 24 from 1 2\n")["input_ids"]
     root = Root(Forest(endless, EngineOptions(max_step_tokens=24, num_blocks=256, block_size=8)), prompt)
     for ordinal in range(32):
