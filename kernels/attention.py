@@ -100,11 +100,13 @@ def tree_attention(
     asked = plan.num_queries
     if q.shape[0] < asked or (q.shape[0] > asked and branch_ids is not None):
         raise ValueError(f"q has {q.shape[0]} tokens but the branches ask with {asked}")
+    settings = {"layer": layer, "scale": scale, "window": window, "softcap": softcap, "sinks": sinks}
+    attend = _attend(plan.backend)
+    if out is None and plan.backend == "torch" and asked == q.shape[0]:
+        return attend(q, allocator, plan, **settings).to(q.dtype)  # a copy less
     if out is None:
         make = torch.empty_like if q.shape[0] == asked else torch.zeros_like
         out = make(q, memory_format=torch.contiguous_format)
-    settings = {"layer": layer, "scale": scale, "window": window, "softcap": softcap, "sinks": sinks}
-    attend = _attend(plan.backend)
     # A captured launch serves later plans too, with more queries among the same rows.
     if plan.backend == "triton" or asked == q.shape[0]:
         attend(q, allocator, plan, out=out, **settings)

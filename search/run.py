@@ -201,8 +201,8 @@ class _Run:
                     room = left
                 if room > 0:
                     wanted = algorithm.ask(tree, room)
-                if len(wanted) > room > 0:
-                    raise ValueError(f"{algorithm.name} asked for {len(wanted)} steps where {room} were allowed")
+                    if len(wanted) > room:
+                        raise ValueError(f"{algorithm.name} asked for {len(wanted)} steps where {room} were allowed")
                 news = len(wanted) >= room
             if wanted:
                 for expand in wanted:

@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn import functional
 
 from frtool.kernels.attention import tree_attention
-from frtool.kernels.grouped import attend_grouped
 
 from .packed import SILU, PackedLinear
 from .tree_pass import TreeBatch, tree_attention_forward
@@ -111,14 +110,9 @@ class PackedDecoderLayer(nn.Module):
         slots = tree.slots if len(tree.slots) == real else tree.slots[:real]
         allocator.write(block.layer_idx, slots, key, value)
         window = self.window.get("sliding_window")
-        if plan.backend == "torch":
-            mixed = attend_grouped(
-                query, allocator, plan, layer=block.layer_idx, scale=block.scaling, window=window
-            ).to(x.dtype)
-        else:
-            mixed = tree_attention(
-                query, allocator, layer=block.layer_idx, plan=plan, scale=block.scaling, window=window
-            ).to(x.dtype)
+        mixed = tree_attention(
+            query, allocator, layer=block.layer_idx, plan=plan, scale=block.scaling, window=window
+        ).to(x.dtype)
         if real < rows:
             padded = tree.common.get(heads)
             if padded is None:
