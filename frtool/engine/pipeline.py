@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ from frtool.search.protocols import OutOfMemory
 
 from .batch import on_device
 from .capture import Passes
-from .fixed_step import Drawn, Tokens
+from .feeds import Feed, Pass, gather
 from .flight import nan_error
 from .noise import row_noise
 from .readout import END, LOGPROB, REWARD
@@ -28,39 +28,19 @@ if TYPE_CHECKING:
 _END_PROBABILITY = 0.5
 
 
-@dataclass(slots=True, eq=False)
-class _Feed:
-    """What one row gets in one pass. Its logits are those after its last token."""
-
-    row: Row
-    tokens: list[int]
-    source: int
-    """Of its only token where that is not on the host yet, else -1."""
-    is_query: bool = False
-    void: bool = False
-    """The row ended with the token before."""
-
-
-@dataclass(slots=True)
-class _Pass:
-    feeds: list[_Feed]
-    drawn: Drawn
-    kept: dict[Row, torch.Tensor] = field(default_factory=dict)
-    """Logits [vocab] that must outlast the next launch: those after steps that were whole by then."""
-
-
 class Pipeline:
     """Runs the rows of a forest, one token a poll each, with one pass in flight while the one before is read.
 
-    A growing row's next token goes from pass to pass on the device. Whether a step is whole shows one pass later: its
-    last token is in KV by then, as its children need it. A row that the model ended has had one token too many, which
-    is taken back. So the host reads, searches and plans while the device computes.
+    A growing row's next token goes from pass to pass on the device, and with it those that the row is known to draw
+    after it. Whether a step is whole shows one pass later: its last token is in KV by then, as its children need it. A
+    row that the model ended has had one token too many, which is taken back. So the host reads, searches and plans
+    while the device computes.
     """
 
     def __init__(self, forest: Forest, passes: Passes) -> None:
         self.passes = passes
         self._forest: Forest = weakref.proxy(forest)  # so that nothing keeps the pool of a search that is over
-        self._flight: _Pass | None = None
+        self._flight: Pass | None = None
         self._query = list(forest.query)
 
     def poll(self) -> list[Row]:
@@ -88,7 +68,7 @@ class Pipeline:
 
     # Starting a pass
 
-    def _first(self) -> _Pass | None:
+    def _first(self) -> Pass | None:
         """The first tokens of the rows that join. Where the device has no memory for them, these wait again."""
         forest = self._forest
         try:
@@ -102,7 +82,7 @@ class Pipeline:
         forest.joining = []
         return first
 
-    def _draw_first(self, joining: Sequence[Row]) -> _Pass | None:
+    def _draw_first(self, joining: Sequence[Row]) -> Pass | None:
         """Sample the first token of rows from their parents' logits."""
         joining = [row for row in joining if row.parent.logits is not None]
         if not joining:
@@ -114,9 +94,9 @@ class Pipeline:
             which = torch.tensor([place[id(row.parent)] for row in joining])
             logits = logits.index_select(0, which.to(logits.device, non_blocking=True))
         drawn = self.passes.draw(logits, row_noise(joining, [row.sampled for row in joining]))
-        return _Pass([_Feed(row, [], -1) for row in joining], drawn)
+        return Pass([Feed(row, [], -1) for row in joining], drawn)
 
-    def _launch(self, flight: _Pass | None, first: _Pass | None) -> _Pass | None:
+    def _launch(self, flight: Pass | None, first: Pass | None) -> Pass | None:
         """Start the next pass, where `flight` and `first` are not read yet. None if there is nothing to run, or with
         something unread, no room in the pool or on the device. With nothing unread, a device without memory for the
         pass makes the next ones half as large.
@@ -127,17 +107,8 @@ class Pipeline:
         feeds = self._feeds(flight, first)
         if not self._make_room(feeds, alone):
             return None
-        counts = [len(feed.tokens) for feed in feeds]
-        tokens = Tokens(
-            branch_ids=[feed.row.branch_id for feed in feeds if feed.row.branch_id is not None],
-            counts=counts,
-            ids=[token for feed in feeds for token in feed.tokens],
-            logit_rows=np.cumsum(counts) - 1,
-            sources=np.array([feed.source for feed in feeds]),
-            uniforms=row_noise([feed.row for feed in feeds], [feed.row.sampled + (feed.source >= 0) for feed in feeds]),
-        )
         try:
-            drawn = self.passes.launch(tokens)
+            drawn = self.passes.launch(gather(feeds))
         except torch.OutOfMemoryError as error:
             for feed in feeds:
                 feed.row.root.holdings.take_back(feed.row, len(feed.tokens))
@@ -147,41 +118,48 @@ class Pipeline:
         for feed in feeds:
             row = feed.row
             if not row.fed:  # but for its newest token, all of it was in KV once
-                row.root.recomputed_tokens += len(feed.tokens) - 1
+                row.root.recomputed_tokens += len(feed.tokens) - feed.draws
             row.fed += len(feed.tokens)
             if feed.is_query:
                 row.root.scorer_tokens += 1
                 self._take_back(row)
             if row.prefix:
                 row.root.holdings.restore_parent(row)
-        return _Pass(feeds, drawn)
+        return Pass(feeds, drawn)
 
-    def _feeds(self, flight: _Pass | None, first: _Pass | None) -> list[_Feed]:
-        sources: dict[Row, int] = {}
+    def _feeds(self, flight: Pass | None, first: Pass | None) -> list[Feed]:
+        sources: dict[Row, tuple[int, int]] = {}
         judged = set()
         for unread, origin in ((flight, 0), (first, self.passes.limit)):
-            for feed, place in zip(unread.feeds, unread.drawn.rows.tolist(), strict=True) if unread else ():
+            for feed, place in zip(unread.feeds, unread.places(), strict=True) if unread else ():
                 row = feed.row
                 if feed.is_query:
                     judged.add(row)
                 elif row.finish is None:
-                    sources[row] = origin + place
+                    sources[row] = origin + place, feed.draws
         feeds = []
         for row in self._forest.rows:
-            source = sources.get(row)
-            if source is not None:
-                # Whether it needs a pass after the token that is drawn just now, unless that ends it.
-                if len(row.tokens) + 1 < row.most:
-                    feeds.append(_Feed(row, [0] if row.sampled else [*row.unfed(), 0], source))
+            if row in sources:
+                source, drawn = sources[row]
+                # Whether it needs a pass after the tokens that are drawn just now, unless these end it.
+                if len(row.tokens) + drawn < row.most:
+                    feeds.append(Feed(row, [0] if row.sampled else [*row.unfed(), 0], source, drawn))
                 continue
             tokens = row.unfed()
             if tokens:
-                feeds.append(_Feed(row, tokens, -1))
+                feeds.append(Feed(row, tokens, -1))
             elif row.finish is not None and self._query and row not in judged:
-                feeds.append(_Feed(row, list(self._query), -1, is_query=True))
+                feeds.append(Feed(row, list(self._query), -1, is_query=True))
+        room = self.passes.limit - sum(len(feed.tokens) for feed in feeds)
+        for feed in feeds:
+            if feed.row.known and feed.row.finish is None:
+                ahead = feed.row.ahead(room, self._forest.loaded.eos_ids, feed.unread)
+                feed.tokens += ahead
+                feed.draws += len(ahead)
+                room -= len(ahead)
         return feeds
 
-    def _make_room(self, feeds: list[_Feed], alone: bool) -> bool:
+    def _make_room(self, feeds: list[Feed], alone: bool) -> bool:
         """Append to every branch what it is fed; False if there is nothing to feed. Where blocks run out, idle nodes
         are evicted; then, with nothing unread (`alone`), the youngest rows go back to the queue."""
         forest = self._forest
@@ -207,33 +185,40 @@ class Pipeline:
 
     # Reading a pass
 
-    def _keep_logits(self, flight: _Pass) -> None:
+    def _keep_logits(self, flight: Pass) -> None:
         """Copy the logits after whole steps, before the next pass takes their place."""
-        places = {feed.row: place for feed, place in zip(flight.feeds, flight.drawn.rows.tolist(), strict=True)
-                  if _seals(feed)}  # fmt: skip
+        places = {feed.row: place for feed, place in zip(flight.feeds, flight.places(), strict=True) if feed.seals}
         if places:
             where = torch.tensor(list(places.values())).to(flight.drawn.logits.device, non_blocking=True)
             flight.kept = dict(zip(places, flight.drawn.logits.index_select(0, where), strict=True))
 
-    def _read(self, flight: _Pass, ahead: _Pass | None) -> list[Row]:
+    def _read(self, flight: Pass, ahead: Pass | None) -> list[Row]:
         """Give each row what the pass found. Returns the rows whose step is finished."""
         values = flight.drawn.wait()
         if np.isnan(values).any():
             self._check(flight, values)
         advance, finished = self._forest.advance, []
-        stopped: list[Row] = []
-        for feed, token, logprob, end, reward, low, high in zip(flight.feeds, *values.tolist(), strict=True):
+        stopped: list[tuple[Row, int]] = []
+        readings = zip(*values.tolist(), strict=True)
+        for feed in flight.feeds:
             row = feed.row
+            token, logprob, end, reward, low, high = next(readings)
+            left = feed.draws - 1
             if row.struck or feed.void:
-                continue
-            if feed.is_query:
+                pass
+            elif feed.is_query:
                 row.reward = reward
                 finished.append(row)
             elif row.finish is None:
-                if advance(row, int(token), logprob, low, high):
+                over = advance(row, int(token), logprob, low, high)
+                while left and row.finish is None:
+                    token, logprob, _, _, low, high = next(readings)
+                    left -= 1
+                    over = advance(row, int(token), logprob, low, high)
+                if over:
                     finished.append(row)
-                if row.finish is not None and row.finish != "step":
-                    stopped.append(row)
+                if row.finish is not None:
+                    stopped.append((row, left))
             elif row.finish == "step":
                 if end > _END_PROBABILITY:
                     row.finish = "end"
@@ -243,34 +228,40 @@ class Pipeline:
                     row.logits = flight.kept[row]
                 if not self._query:
                     finished.append(row)
-        if stopped and ahead is not None:
-            following = {feed.row: feed for feed in ahead.feeds}
-            for row in stopped:
-                if row in following:
-                    following[row].void = True
-                    self._take_back(row)
+            for _ in range(left):
+                next(readings)
+        if stopped:
+            self._take_back_surplus(stopped, ahead)
         if finished:
             gone = set(finished)
             self._forest.rows = [row for row in self._forest.rows if row not in gone]
         return finished
 
-    @staticmethod
-    def _check(flight: _Pass, values: np.ndarray) -> None:
-        for feed, column in zip(flight.feeds, np.isnan(values).T.tolist(), strict=True):
-            wanted = REWARD if feed.is_query else END if _seals(feed) else LOGPROB
-            if column[wanted] and not (feed.void or feed.row.struck):
-                raise nan_error(f"step {feed.row.name}, after {feed.row.sampled} tokens")
+    def _take_back_surplus(self, stopped: list[tuple[Row, int]], ahead: Pass | None) -> None:
+        """Of rows that stopped, take back what was fed from the token on that stopped them: so many in the pass that is
+        read, and what the next pass was fed, unless that is the last token of a whole step."""
+        following = {feed.row: feed for feed in ahead.feeds} if ahead is not None else {}
+        for row, surplus in stopped:
+            feed = following.get(row)
+            if feed is not None and (row.finish != "step" or surplus or feed.draws > 1):
+                feed.void = True
+                surplus += feed.draws
+            if surplus:
+                self._take_back(row, surplus)
 
     @staticmethod
-    def _take_back(row: Row) -> None:
-        row.root.holdings.take_back(row)
-        row.fed -= 1
+    def _check(flight: Pass, values: np.ndarray) -> None:
+        columns = iter(np.isnan(values).T.tolist())
+        for feed in flight.feeds:
+            wanted = REWARD if feed.is_query else END if feed.seals else LOGPROB
+            for column in islice(columns, feed.draws):
+                if column[wanted] and not (feed.void or feed.row.struck):
+                    raise nan_error(f"step {feed.row.name}, after {feed.row.sampled} tokens")
 
-
-def _seals(feed: _Feed) -> bool:
-    """Whether the pass fed the last token of a whole step. Known once the pass before it is read."""
-    row = feed.row
-    return row.finish == "step" and not feed.is_query and not feed.void and not row.struck
+    @staticmethod
+    def _take_back(row: Row, tokens: int = 1) -> None:
+        row.root.holdings.take_back(row, tokens)
+        row.fed -= tokens
 
 
 def make_pipeline(forest: Forest) -> Pipeline | None:

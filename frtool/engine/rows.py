@@ -100,13 +100,14 @@ class Row:
         """Tokens of the path to the end of this step, prompt included."""
         return self.parent.length + len(self.tokens)
 
-    def ahead(self, most: int, end_ids: Collection[int]) -> list[int]:
-        """Up to `most` tokens that are known before they are drawn, so that they can be fed with the last one drawn;
-        none that may end it."""
-        if len(self.known) <= self.sampled:
+    def ahead(self, most: int, end_ids: Collection[int], unread: int = 0) -> list[int]:
+        """Up to `most` tokens that are known before they are drawn, so that they can be fed with the last one drawn,
+        of which `unread` are not among `tokens` yet; none that may end it."""
+        first = self.sampled + unread
+        if len(self.known) <= first:
             return []
-        room = min(most, self.most - len(self.tokens) - 1)
-        known = list(self.known[self.sampled : self.sampled + max(room, 0)])
+        room = min(most, self.most - len(self.tokens) - unread - 1)
+        known = list(self.known[first : first + max(room, 0)])
         return known[: next((place for place, token in enumerate(known) if token in end_ids), len(known))]
 
     def unfed(self) -> list[int]:

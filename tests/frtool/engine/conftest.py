@@ -140,11 +140,14 @@ class Driver:
         settings = {"delimiter": "\n", "max_step_tokens": 24, "num_blocks": 512, "block_size": 8, "batch": 8, **options}
         self.engine = Engine(loaded, self.prompt_ids, EngineOptions(**settings))
         self.steps: dict[str, Step] = {}
+        self.asked: dict[str, Expand] = {}
         self._polls = 0
 
-    def submit(self, parent: str, *ordinals: int) -> None:
+    def submit(self, parent: str, *ordinals: int, prefix: tuple[int, ...] = ()) -> None:
         for ordinal in ordinals:
-            self.engine.submit(Expand(parent, ordinal))
+            expand = Expand(parent, ordinal, prefix=prefix, uniform=0.5 if prefix else None)
+            self.asked[expand.id] = expand
+            self.engine.submit(expand)
 
     def poll(self) -> list[Step]:
         steps = self.engine.poll()

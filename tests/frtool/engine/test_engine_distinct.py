@@ -138,6 +138,23 @@ def test_a_prefix_that_is_more_than_a_step_ends_where_the_step_does(
     engine.allocator.check()
 
 
+@pytest.mark.parametrize("pipeline", [False, True], ids=["plain", "pipelined"])
+def test_a_prefix_goes_into_kv_at_once(tiny: LoadedModel, drive: Drive, pipeline: bool) -> None:
+    driver = drive(tiny, delimiter="\n", max_step_tokens=24, pipeline=pipeline)
+    driver.finish()
+    polls = []
+    prefix = tuple(tiny.tokenizer("6*5=30 (6 30 and more", add_special_tokens=False)["input_ids"])
+    for ordinal, known in enumerate(((), prefix)):
+        driver.submit("0", ordinal, prefix=known)
+        polls.append(0)
+        while driver.engine.outstanding:
+            polls[-1] += 1
+            for step in driver.poll():
+                driver.engine.drop(step)
+    assert step.ids[: len(prefix)] == prefix
+    assert polls[1] < step.tokens - len(prefix) + 5
+
+
 def test_an_end_token_has_its_interval_too(lines_model: LoadedModel, drive: Drive) -> None:
     driver = drive(lines_model, prompt="\n", delimiter=".")
     known = lines_model.tokenizer.get_vocab()  # the end token comes first in it

@@ -21,7 +21,8 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA 
 def wander(
     driver: Any, polls: int, seed: int = 0, most: int = 12, watch: Callable[[int], None] = lambda _: None
 ) -> list[Step]:
-    """Submit, keep, drop, release and cancel at random for so many polls; all finished steps, as they came."""
+    """Submit, keep, drop, release and cancel at random for so many polls; all finished steps, as they came. Some are
+    told to begin as others did, or with all of these and more."""
     rng = random.Random(seed)
     engine, seen = driver.engine, []
     ordinals: dict[str, int] = {}
@@ -30,7 +31,8 @@ def wander(
         while engine.outstanding < most and rng.random() < 0.8:
             parent = rng.choice(alive[:1] + alive[-20:])
             ordinals[parent] = ordinals.get(parent, -1) + 1
-            driver.submit(parent, ordinals[parent])
+            known = rng.choice(seen[-20:]).ids + rng.choice(seen[-20:]).ids if seen and rng.random() < 0.3 else ()
+            driver.submit(parent, ordinals[parent], prefix=known[: rng.randint(0, len(known))])
         for step in sorted(engine.poll(), key=lambda step: (step.parent, step.ordinal)):
             seen.append(step)
             name = f"{step.parent}.{step.ordinal}"
@@ -137,7 +139,7 @@ def test_steps_of_a_long_walk_are_those_of_a_plain_engine(tiny: LoadedModel, dri
         for depth in range(1, len(places)):
             parent, ordinal = ".".join(places[:depth]), int(places[depth])
             if f"{parent}.{ordinal}" not in plain.steps:
-                plain.submit(parent, ordinal)
+                plain.engine.submit(walked.asked[f"{parent}.{ordinal}"])
                 plain.finish()
             assert plain.steps[f"{parent}.{ordinal}"] == seen[f"{parent}.{ordinal}"]
 
