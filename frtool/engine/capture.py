@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,12 +28,16 @@ _CPU_BUCKETS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512)
 _LEAST_LARGEST = 64
 _WIDE = 64
 """Passes beyond the buckets are padded to a multiple of it."""
+_WORTH_RECORDING = 32
+"""Passes of a size, from which on it gets its own graph where a wider one would do: recording takes about as long as
+these waste on padding."""
 
 
 class Passes:
     """The passes of one engine: one fixed step, and on a GPU one graph, for each batch size of a short list.
 
-    The first pass of a size runs as it is, and is recorded after that; later ones are replayed. A graph is recorded
+    The first pass of a size runs as it is, and is recorded after that; later ones are replayed. Until it comes up often
+    a wider one serves, where there is one: a batch that drains has few passes of each size. A graph is recorded
     again only where the tree has outgrown the buffers of its attention plan. Where recording fails, passes run on as
     they are, and `mode` says why.
     """
@@ -53,6 +58,9 @@ class Passes:
         self.sizes = [*(size for size in sizes if size < largest), largest]
         self._outbox = Outbox(loaded, largest)
         self._steps: dict[int, FixedStep] = {}
+        self._wanted: Counter[int] = Counter()
+        self._served: set[int] = set()
+        """Sizes that had room on the device when they ran last."""
         self._first_draw = Readout(loaded, options)
         self._pool: Any = None
         self._compiled: CompiledLayers | None = None
@@ -77,7 +85,7 @@ class Passes:
     def launch(self, tokens: Tokens) -> Drawn:
         """Start a pass. The KV of its tokens is in the pool for whatever is launched later."""
         total = len(tokens.ids)
-        size = next((size for size in self.sizes if size >= total), None)
+        size = self._size(total)
         if size is None:
             wide = self._step(-(-total // _WIDE) * _WIDE, self._outbox.rows)
             wide.launch(tokens)
@@ -88,7 +96,12 @@ class Passes:
         step = self._steps[size]
         holds = step.launch(tokens)
         replayable = step.graph is not None and holds
-        self.run(step, replayable)
+        try:
+            self.run(step, replayable)
+        except torch.OutOfMemoryError:
+            self._served = {other for other in self._served if other < size}
+            raise
+        self._served.add(size)
         drawn = step.result(tokens)
         if self.capturing and not replayable:
             self._record(step)
@@ -121,6 +134,16 @@ class Passes:
         self._first_draw(logits, noise, outbox.values[1, :, :count], outbox.tokens[rows : rows + count])
         values, event = outbox.send(1)
         return Drawn(logits, values, np.arange(count), event)
+
+    def _size(self, tokens: int) -> int | None:
+        """Of the step for so many tokens; None where they are too many."""
+        fitting = [size for size in self.sizes if size >= tokens]
+        if not fitting:
+            return None
+        self._wanted[fitting[0]] += 1
+        if self._wanted[fitting[0]] > _WORTH_RECORDING:
+            return fitting[0]
+        return next((size for size in fitting if size in self._served), fitting[0])
 
     def _step(self, capacity: int, logit_capacity: int | None = None) -> FixedStep:
         compiled = self._compiled if logit_capacity is None else None

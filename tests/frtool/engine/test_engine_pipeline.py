@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from frtool.engine.fixed_step import FixedStep
 from frtool.errors import FrtoolError
 from frtool.models.load import LoadedModel
 from frtool.search.protocols import OutOfMemory, Step
@@ -126,6 +127,27 @@ def test_a_pool_for_not_even_one_step_says_so(tiny: LoadedModel, drive: Drive) -
     driver.submit("0", 0)
     with pytest.raises(OutOfMemory, match=r"step 0\.0 needs 1 more KV blocks, 0 are free of 6"):
         driver.finish()
+
+
+def test_sizes_that_come_up_seldom_are_padded_to_one_that_is_there(
+    tiny: LoadedModel, drive: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    class Noted(FixedStep):
+        def __init__(self, loaded: Any, allocator: Any, options: Any, outbox: Any, capacity: int, *rest: Any) -> None:
+            made.append(capacity)
+            super().__init__(loaded, allocator, options, outbox, capacity, *rest)
+
+    monkeypatch.setattr("frtool.engine.capture.FixedStep", Noted)
+    driver = drive(tiny, delimiter="e", batch=40, num_blocks=900, max_step_tokens=12, pipeline=True)
+    driver.submit("0", *range(40))
+    driver.finish(keep=False)  # fewer and fewer
+    assert made == [64]
+    for ordinal in range(100, 106):
+        driver.submit("0", ordinal)
+        driver.finish(keep=False)
+    assert made == [64, 8]
 
 
 @pytest.mark.parametrize("polls", [150, pytest.param(10_000, marks=pytest.mark.slow)])
