@@ -23,7 +23,7 @@ def search(
     repeats: Annotated[int, typer.Option(help="Runs of each search; the fastest counts.")] = 3,
     baseline: Annotated[str, typer.Option(metavar="NAME", help="Beside it: hf, or none.")] = "hf",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default the best there is.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default float32.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default by the machine.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw a chart there; needs matplotlib.")] = None,
     terminal_plot: Annotated[bool, typer.Option("--terminal-plot", help="Draw the rates in the terminal too.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

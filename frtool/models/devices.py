@@ -18,8 +18,8 @@ DTYPES = {
     "fp32": torch.float32,
     "float32": torch.float32,
 }
-# Below this many parameters dispatch costs a CPU as much as arithmetic, and rounding to bf16 changes what is said.
-_FEW_PARAMETERS = 50_000_000
+# Below this many parameters a CPU gains little by bf16: dispatch costs more than arithmetic.
+_FEW_PARAMETERS = 10_000_000
 # Parameters that are worth a thread.
 _THREAD_PARAMETERS = 10_000_000
 

@@ -86,7 +86,7 @@ def load_model(
     source = resolve_model(spec)
     set_threads()
     if light and source.kind == "embedded":
-        chosen = choose_dtype(dtype or "fp32", target, 0)
+        chosen = choose_dtype(_wish(source, dtype, target), target, summarize_weights(source.path).parameters)
         if can_pack(target, chosen):
             from .light import load_light
 
@@ -127,7 +127,7 @@ def _load_directory(
     if source.kind == "hub":
         directory = hub.fetch_weights(source, directory, device, offline=offline, on_progress=progress)
     weights = summarize_weights(directory)
-    chosen = choose_dtype("fp32" if source.kind == "embedded" and dtype is None else dtype, device, weights.parameters)
+    chosen = choose_dtype(_wish(source, dtype, device), device, weights.parameters)
     quantized = getattr(config, "quantization_config", None) is not None
     needed = weights.stored_bytes if quantized else weights.parameters * chosen.itemsize
     require_memory(source.name, needed, device)
@@ -135,6 +135,11 @@ def _load_directory(
     options = {"trust_remote_code": True} if trust_remote_code else {}
     model = read_weights(model_class, source.name, directory, device, config=config, dtype=chosen, **options)
     return finish_loading(source, str(directory), model, tokenizer, chosen, device, geometry)
+
+
+def _wish(source: ModelSource, dtype: str | torch.dtype | None, device: torch.device) -> str | torch.dtype | None:
+    """The number format asked for. On a GPU the embedded model gains nothing by one of less precision."""
+    return "fp32" if dtype is None and source.kind == "embedded" and device.type == "cuda" else dtype
 
 
 def _load_gguf(

@@ -52,8 +52,8 @@ def test_a_small_model_takes_few_threads_and_a_large_one_all_cores(monkeypatch):
 
 def test_small_models_stay_in_fp32_on_a_cpu(monkeypatch):
     monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)
-    assert devices.choose_dtype(None, CPU, 10_000_000) == torch.float32
-    assert devices.choose_dtype("auto", CPU, 100_000_000) == torch.bfloat16
+    assert devices.choose_dtype(None, CPU, 5_000_000) == torch.float32
+    assert devices.choose_dtype("auto", CPU, 20_000_000) == torch.bfloat16
     monkeypatch.setattr(devices, "cpu_has_bf16", lambda: False)
     assert devices.choose_dtype(None, CPU, 1_000_000_000) == torch.float32
 

@@ -20,18 +20,24 @@ from frtool.search.protocols import Expand
 PROMPT = "24:4 5 6 10\n"
 
 pytestmark = pytest.mark.skipif(
-    not packed.can_pack(torch.device("cpu"), torch.float32), reason="this torch packs no weights"
+    not all(packed.can_pack(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16)),
+    reason="this torch packs no weights",
 )
 
 
-@pytest.fixture(scope="module")
-def light():
-    return load.load_model("embedded", device="cpu", light=True)
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def dtype(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def whole():
-    return load.load_model("embedded", device="cpu")
+def light(dtype):
+    return load.load_model("embedded", device="cpu", dtype=dtype, light=True)
+
+
+@pytest.fixture(scope="module")
+def whole(dtype):
+    return load.load_model("embedded", device="cpu", dtype=dtype)
 
 
 def test_everything_a_search_asks_of_a_model_is_the_same(light, whole):
@@ -65,6 +71,25 @@ def test_samples_rewards_and_logits_are_the_same_bits(light, whole):
         assert engine.trunk.logits is not None
         grown.append(engine.trunk.logits.tolist())
     assert grown[:2] == grown[2:]
+
+
+def test_steps_have_the_same_bits_in_every_batch(light):
+    trees = []
+    for batch in (1, 7, 24):
+        options = EngineOptions(num_blocks=256, batch=batch, read_rewards=True, delimiter="\n", max_step_tokens=24)
+        engine = Engine(light, plain_prompt_ids(light, PROMPT), options)
+        for ordinal in range(12):
+            engine.submit(Expand("0", ordinal))
+        steps = []
+        while engine.outstanding:
+            for step in engine.poll():
+                steps.append(step)
+                engine.keep(step)
+                if step.parent == "0" and step.finish == "step":
+                    engine.submit(Expand(f"0.{step.ordinal}", 0))
+        trees.append(sorted(steps, key=lambda step: (step.parent, step.ordinal)))
+    assert len(trees[0]) > 12
+    assert trees[0] == trees[1] == trees[2]
 
 
 def test_transformers_is_not_imported():

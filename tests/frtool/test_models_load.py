@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from frtool.errors import ModelError, UsageError
 from frtool.models import load, memory, resolve
+from frtool.models.devices import cpu_has_bf16
 from frtool.models.hook import ATTENTION_NAME
 from frtool.models.load import RewardTokens, load_model
 from frtool.models.prompt import chat_prompt_ids
@@ -309,11 +310,15 @@ def test_the_embedded_model_without_its_weights(monkeypatch, tmp_path):
     assert "embedded" in failure("embedded").message
 
 
-def test_the_embedded_directory_is_marked_and_exact(whole, monkeypatch):
+def test_the_embedded_directory_is_marked(whole, monkeypatch):
     monkeypatch.setattr(resolve, "EMBEDDED_DIRECTORY", whole)
-    loaded = load_model("embedded", device="cpu")
-    assert loaded.is_embedded
-    assert loaded.dtype == torch.float32
+    assert load_model("embedded", device="cpu").is_embedded
+
+
+@pytest.mark.parametrize("light", [False, True])
+def test_the_embedded_model_computes_in_bf16_where_the_processor_does(light):
+    native = torch.bfloat16 if cpu_has_bf16() else torch.float32
+    assert load_model("embedded", device="cpu", light=light).dtype == native
 
 
 # GGUF
