@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from frtool.bench.machine import machine
 from frtool.errors import FrtoolError
 from frtool.eval.matched import Matched, match_tokens
 from frtool.eval.plan import Plan
@@ -80,7 +80,7 @@ def evaluate(plan: Plan, output: Output) -> int:
         "rows": [asdict(row) for row in rows],
         "equal_tokens": [asdict(entry) | {"verdict": entry.verdict} for entry in matched],
         "plan": _plan_record(plan),
-        "machine": _machine(loaded),
+        "machine": machine(loaded[0]) if loaded else {},
     }
     if output.folder is not None and rows:
         save_text(output.folder / "summary.json", safe_json(record, indent=2) + "\n")
@@ -148,25 +148,6 @@ def _plan_record(plan: Plan) -> dict[str, Any]:
         "offset": plan.offset,
         "limit": plan.limit,
         **plan.record(),
-    }
-
-
-def _machine(loaded: list[LoadedModel]) -> dict[str, Any]:
-    """What it ran on; little where no model ran."""
-    if not loaded:
-        return {}
-    import torch
-
-    model = loaded[0]
-    on_gpu = model.device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(model.device) if on_gpu else "cpu",
-        "cores": os.cpu_count(),
-        "capability": None if on_gpu else torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "model": model.name,
-        "parameters": model.parameters,
     }
 
 
