@@ -89,7 +89,9 @@ def _search(loaded: LoadedModel, config: SearchConfig) -> tuple[TreeModel, Any, 
     began = time.perf_counter()
     for event in session.run():
         tree.apply(event)
-    return tree, session.engine, time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    session.close()
+    return tree, session.engine, seconds
 
 
 ALGORITHMS: dict[str, dict[str, Any]] = {

@@ -151,7 +151,9 @@ def _search(config: SearchConfig, loaded: LoadedModel) -> _Search:
         kv_peak_bytes=ended.kv_peak_bytes,
         kv_unshared_peak_bytes=ended.kv_unshared_peak_bytes,
     )
-    return _Search(row, branches_of(nodes, session.engine.trunk.tokens))
+    prompt = session.engine.trunk.tokens
+    session.close()
+    return _Search(row, branches_of(nodes, prompt))
 
 
 def _add(row: SearchRow, one: SearchRow) -> None:

@@ -155,6 +155,8 @@ class Forest:
         """Take a root off the list, when it holds nothing any more."""
         self._prefill.drop(root)
         self.roots = [other for other in self.roots if other is not root]
+        if not self.roots and self._pace is not None:
+            self._pace.rest()
 
     # Joining
 

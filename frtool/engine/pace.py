@@ -49,8 +49,18 @@ class Pace:
         self._begin = (0.0, 0.0)
         self._wall = self._ran = 0.0
         self._crowded = 0
+        self._resting = False
+
+    def rest(self) -> None:
+        """No pass is to come soon: whoever computes meanwhile, another forest among them, finds all threads."""
+        if self.threads < self._most:
+            self._set(self._most)
+            self._resting = True
 
     def __enter__(self) -> Pace:
+        if self._resting:
+            self._set(self.threads)
+            self._resting = False
         if self.threads < self._most and self._clock() >= self._retry:
             self._change(self._most)
         self._begin = self._clock(), self._running()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from frtool.engine import Engine, EngineOptions
 from frtool.engine.pace import Pace, may_change_threads
 
 
@@ -84,6 +85,37 @@ def test_one_thread_is_never_given_up():
     for _ in range(10):
         machine.run(0.04, 0.1)
     assert machine.set == []
+
+
+def test_threads_that_were_given_up_are_there_for_others_between_searches():
+    machine = Machine(2)
+    machine.pace.rest()
+    assert machine.set == []
+    for _ in range(8):
+        machine.run(0.01, 0.5)
+    machine.pace.rest()
+    assert machine.set == [1, 2]
+    machine.run(0.01, 1.0)
+    assert machine.set == [1, 2, 1]
+    machine.idle(2.0)
+    machine.run(0.01, 1.0)
+    assert machine.set == [1, 2, 1, 2]
+
+
+def test_a_forest_leaves_the_threads_as_it_found_them(monkeypatch, tiny):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        engine = Engine(tiny, [1, 2, 3], EngineOptions())
+        pace = engine.forest._pace
+        if pace is None:
+            pytest.skip("this torch gives other bits with other numbers of threads")
+        pace._change(1)
+        engine.close()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_error_in_a_pass_passes_through():
