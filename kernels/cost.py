@@ -5,6 +5,7 @@ The constants are microseconds fitted on an H100; elsewhere only their ratios ma
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,8 @@ class CostRule:
     """A part of a group, or of a wide tile, that is merged at the end while nothing else is left to run."""
     own_run: int = 128
     """Keys that a part of a tile must share to get a wide item of their own."""
+    crowd: int = 1
+    """Programs with wide items that one of `multiprocessors` takes before another wave of them begins."""
     wide_items: int | None = None
     narrow_items: int | None = None
     """Split each stream into at most so many items; None: as many as finish first."""
@@ -62,10 +65,12 @@ def fitted_rule(group: int, multiprocessors: int, scale: float = 1.0, pairs: int
     """
     units = multiprocessors * pairs
     if group == 1:
-        return CostRule(units, scale, narrow_key=0.009, wide_key=0.018, own_run=256)
+        return CostRule(units, scale, narrow_key=0.009, wide_key=0.011, masked_key=0.02, item=5.5, wide_merge=0.4)
     if group >= 8:
-        return CostRule(units, scale, wide_key=0.024, item=5.5, own_run=64)
-    return CostRule(units, scale) if pairs == 1 else CostRule(units, scale, wide_key=0.011, wide_merge=0.15)
+        return CostRule(
+            units, scale, wide_key=0.02, masked_key=0.06, item=3.5, merge=0.12, wide_merge=0.12, own_run=64, crowd=2
+        )
+    return CostRule(units, scale) if pairs == 1 else CostRule(units, scale, wide_key=0.011, merge=0.15, wide_merge=0.15)
 
 
 def ceil_div(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
@@ -102,10 +107,11 @@ def choose_wide(
     longest, streams = float(per_tile.max()), int(np.count_nonzero(per_tile)) * heads
     left = float(narrow_time[~wide].sum())
     chain = min(
-        -(-pieces * streams // units) * longest / pieces + 2 * rule.item + (pieces + (left > 0)) * rule.wide_merge
+        math.prod(_waves(pieces * streams, rule)) * longest / pieces + (pieces + (left > 0)) * rule.wide_merge
         for pieces in _PIECES
         if pieces <= 32
     )
+    chain += 2 * rule.item
     items = num_groups * heads / (2 * units)
     together = (float(per_tile.sum()) + left) * heads / units + (left > 0) * items * rule.item
     alone = float(narrow_time.sum()) * heads / units + max(items, 1) * rule.item + rule.merge / min(items, 1)
@@ -137,15 +143,26 @@ def _candidates(count: np.ndarray, align: int) -> list[tuple[int, int, int]]:
     return list(zip(pieces, chunks, items, strict=True))
 
 
+def _waves(programs: float, rule: CostRule) -> tuple[int, float]:
+    """How many waves of so many equal programs with wide items follow each other, and how much longer a program takes
+    than with one of `rule.multiprocessors` to itself."""
+    share = programs / rule.multiprocessors
+    if rule.crowd == 1:
+        return math.ceil(share), 1.0
+    return math.ceil(share / rule.crowd), 0.4 + 0.6 * min(max(share, 1 / rule.crowd), rule.crowd)
+
+
 def wide_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: CostRule) -> int:
-    """Entries an item of wide streams takes at most: what finishes first with one program to a multiprocessor."""
+    """Entries an item of wide streams takes at most: what finishes first."""
     key = size * rule.wide_key
-    work = int(count.sum()) * key
+    total = int(count.sum()) * heads
 
     def finish(candidate: tuple[int, int, int]) -> float:
         pieces, chunk, items = candidate
-        waves = -(-items * heads // rule.multiprocessors)
-        return (waves - 1) * (rule.item + work / items) + rule.item + chunk * key + pieces * rule.wide_merge
+        waves, slower = _waves(total / chunk, rule)
+        together = (items * heads * rule.item + total * key * slower) / (rule.crowd * rule.multiprocessors)
+        merged = rule.item + pieces * rule.wide_merge if pieces > 1 else 0.0
+        return max(waves * (rule.item + chunk * key * slower), together) + merged
 
     return min(_candidates(count, align), key=finish)[1]
 

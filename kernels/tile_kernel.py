@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 LOG2E = tl.constexpr(1.4426950408889634)
 # kind, first entry, full keys, keys, first group, groups, owners lo (narrow: 1 if a merge item merges) and hi, then for
@@ -126,6 +127,18 @@ def _rounds(
 
 
 @triton.jit
+def await_previous(EARLY: tl.constexpr):
+    """For a launch that starts while the kernel before it ends: go on when that is over. It may have written q, K and V
+    and used the same work buffers, but not the tables.
+
+    A launch of up to EARLY programs lets the next one start at once, beside it. Beside a larger one the next would take
+    what room comes free first, and crowd there."""
+    gdc_wait()
+    if tl.num_programs(0) <= EARLY:
+        gdc_launch_dependents()
+
+
+@triton.jit
 def row_tokens(
     query_token, record, head, rows, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, GROUP_ROWS: tl.constexpr,
     CACHE: tl.constexpr,
@@ -145,17 +158,19 @@ def row_tokens(
 
 @triton.jit
 def leave_result(
-    acc, high, total, out, partial, partial_lse, sinks, record, query_token, head, out_stride_t, out_stride_h,
+    acc, high, total, out, partial, partial_lse, sinks, record, parts, slot, query_token, head,
+    out_stride_t, out_stride_h,
     HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     GROUP_ROWS: tl.constexpr, ROWS: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
-    """Store the result of a record's rows, or a partial one where other parts add to it."""
+    """Store the result of a record's rows, or a partial one in `slot` where other parts add to it. parts, slot: [ROWS],
+    or of all rows."""
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, D_PAD)
     live, token, q_head = row_tokens(query_token, record, head, rows, GROUP, GROUP_PAD, GROUP_ROWS, ".ca")
-    parts = tl.load(record + PARTS + rows // GROUP_ROWS)
-    alone = live & (parts == 1)
-    spread = live & (parts > 1)
+    parts = tl.where(live, parts, 0)
+    alone = parts == 1
+    spread = parts > 1
     norm = tl.where(total == 0.0, 1.0, total)
     if HAS_SINKS:  # a sink joins the denominator once: here if there is no merge
         sink = tl.load(sinks + q_head, mask=live, other=0.0).to(tl.float32) * LOG2E
@@ -167,8 +182,7 @@ def leave_result(
         out + token[:, None] * out_stride_t + q_head[:, None] * out_stride_h + dims[None, :],
         result, mask=alone[:, None] & (dims < D)[None, :],
     )  # fmt: skip
-    slot = tl.load(record + SLOT + rows // GROUP_ROWS).to(tl.int64)
-    cell = (slot * HEADS + head) * GROUP_ROWS + rows % GROUP_ROWS
+    cell = (slot.to(tl.int64) * HEADS + head) * GROUP_ROWS + rows % GROUP_ROWS
     tl.store(partial_lse + cell, tl.where(total == 0.0, float("-inf"), high + tl.log2(norm)), mask=spread)
     tl.store(partial + cell[:, None] * D_PAD + dims[None, :], result, mask=spread[:, None])
 
@@ -179,16 +193,19 @@ def attend_tile(
     q_stride_t, q_stride_h, scale, softcap, window,
     HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     ENTRY: tl.constexpr, GROUP_ROWS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr,
-    EDGE_KEYS: tl.constexpr, EDGE_STAGES: tl.constexpr, IS_WIDE: tl.constexpr, HAS_WINDOW: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
+    EDGE_KEYS: tl.constexpr, EDGE_STAGES: tl.constexpr, IS_WIDE: tl.constexpr, EARLY: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
 ):  # fmt: skip
-    """Attend an item's ROWS query rows to its keys. Returns acc [ROWS, D_PAD], high and total [ROWS]."""
+    """Attend an item's ROWS query rows to its keys. Returns acc [ROWS, D_PAD], high and total [ROWS]. EARLY: see
+    `await_previous`."""
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, D_PAD)
     local = rows // GROUP_PAD
     first = tl.load(record + 1)
     entry, block, mark = _ahead(entry_block, entry_mark, first, 0, KEYS, ENTRY, not IS_WIDE)
     live, token, q_head = row_tokens(query_token, record, head, rows, GROUP, GROUP_PAD, GROUP_ROWS, "")
+    if EARLY > 0:
+        await_previous(EARLY)
     q_tile = tl.load(
         q + token[:, None] * q_stride_t + q_head[:, None] * q_stride_h + dims[None, :],
         mask=live[:, None] & (dims < D)[None, :], other=0.0,

@@ -12,8 +12,10 @@ One launch serves most trees. Where many queries share much and have much of the
 of their own with larger tiles, which read the shared part less often: a program a multiprocessor, and beside it the
 other launch, which may start as soon as the first is under way (programmatic dependent launch).
 
-Merge items wait for programs with lower numbers, which have all been started by then, and for the launch before, whose
-programs wait for nobody.
+Merge items wait for programs with lower numbers, which have all been started by then, and for the launch of wide items,
+whose programs wait for no other of these.
+
+Where the GPU can, a launch starts while whatever kernel comes before it ends, and reads its tables meanwhile.
 """
 
 from __future__ import annotations
@@ -22,7 +24,17 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .tile_kernel import FIRST_SLOT, ITEM_FIELDS, LOG2E, PARTS, attend_tile, leave_result, row_tokens
+from .tile_kernel import (
+    FIRST_SLOT,
+    ITEM_FIELDS,
+    LOG2E,
+    PARTS,
+    SLOT,
+    attend_tile,
+    await_previous,
+    leave_result,
+    row_tokens,
+)
 
 NARROW = tl.constexpr(1)
 WIDE = tl.constexpr(2)
@@ -30,8 +42,21 @@ MERGE = tl.constexpr(3)
 
 
 @triton.jit
-def _wait(counter, parts):
-    """Until all `parts` of each group have arrived; then the counters return to zero."""
+def _arrive(arrivals, record, head, HEADS: tl.constexpr, THREADS: tl.constexpr):
+    """Count the item's part of each of its groups that has others."""
+    lanes = tl.arange(0, THREADS)  # as many as threads, so that no lane's count is added twice
+    parts = tl.load(record + PARTS + lanes, mask=lanes < tl.load(record + 5), other=0)
+    counter = arrivals + (tl.load(record + 4) + lanes) * HEADS + head
+    tl.debug_barrier()  # the partial results of all threads are stored before they are counted
+    tl.atomic_add(counter, 1, mask=parts > 1, sem="release", scope="gpu")
+
+
+@triton.jit
+def _wait(arrivals, record, head, HEADS: tl.constexpr, THREADS: tl.constexpr):
+    """Until all parts of the record's groups have arrived; then the counters return to zero."""
+    lanes = tl.arange(0, THREADS)
+    parts = tl.load(record + PARTS + lanes, mask=lanes < tl.load(record + 5), other=0)
+    counter = arrivals + (tl.load(record + 4) + lanes) * HEADS + head
     missing = 1
     while missing > 0:
         arrived = tl.atomic_add(counter, 0, mask=parts > 0, sem="acquire", scope="gpu")
@@ -42,51 +67,40 @@ def _wait(counter, parts):
 
 @triton.jit
 def _merge(
-    out, partial, partial_lse, arrivals, sinks, record, query_token, head, out_stride_t, out_stride_h,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
-    GROUP_ROWS: tl.constexpr, ROWS: tl.constexpr, BATCH: tl.constexpr, THREADS: tl.constexpr, WAITS: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
+    out, partial, partial_lse, sinks, live, token, q_head, parts, slot, row, head, out_stride_t, out_stride_h,
+    HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, GROUP_ROWS: tl.constexpr, ROWS: tl.constexpr,
+    BATCH: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
-    """out = sum_i 2^lse_i o_i / sum_i 2^lse_i over the parts i of the record's groups that have any, BATCH parts at
-    once. WAITS: for the parts, when all that does not depend on them is ready."""
-    rows = tl.arange(0, ROWS)
+    """out = sum_i 2^lse_i o_i / sum_i 2^lse_i over the parts i of each row, BATCH parts at once. Of the rows [ROWS]:
+    what `row_tokens` gives, how many parts there are, the first one's slot, the row's number in its group."""
     dims = tl.arange(0, D_PAD)
-    live, token, q_head = row_tokens(query_token, record, head, rows, GROUP, GROUP_PAD, GROUP_ROWS, "")
-    parts = tl.where(live, tl.load(record + PARTS + rows // GROUP_ROWS), 0)
-    live &= parts > 0
-    slot = tl.load(record + FIRST_SLOT + rows // GROUP_ROWS).to(tl.int64)
-    cell = (slot * HEADS + head) * GROUP_ROWS + rows % GROUP_ROWS
-    most = tl.max(parts, 0)
+    part = tl.arange(0, BATCH)
+    parts = tl.where(live, parts, 0)
+    live = parts > 0
+    cell = (slot.to(tl.int64) * HEADS + head) * GROUP_ROWS + row
     high = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     if HAS_SINKS:
         high = tl.load(sinks + q_head, mask=live, other=float("-inf")).to(tl.float32) * LOG2E
         total = tl.where(high == float("-inf"), 0.0, 1.0)
     acc = tl.zeros([ROWS, D_PAD], tl.float32)
-    if WAITS:
-        lanes = tl.arange(0, THREADS)
-        wanted = tl.load(record + PARTS + lanes, mask=lanes < tl.load(record + 5), other=0)
-        _wait(arrivals + (tl.load(record + 4) + lanes) * HEADS + head, wanted)
-    for first in range(0, most, BATCH):
-        top = high
-        for i in tl.static_range(BATCH):
-            lse = tl.load(partial_lse + cell + i * HEADS * GROUP_ROWS, mask=parts > first + i, other=float("-inf"),
-                          cache_modifier=".cg")  # fmt: skip
-            top = tl.maximum(top, lse)
+    o_row = partial + cell * D_PAD
+    lse_row = partial_lse + cell
+    hop = part * (HEADS * GROUP_ROWS)
+    for first in range(0, tl.max(parts, 0), BATCH):
+        there = part[None, :] < (parts - first)[:, None]
+        o = tl.load(o_row[:, None, None] + (hop * D_PAD)[None, :, None] + dims[None, None, :],
+                    mask=there[:, :, None], other=0.0, cache_modifier=".cg")  # fmt: skip
+        lse = tl.load(lse_row[:, None] + hop[None, :], mask=there, other=float("-inf"), cache_modifier=".cg")
+        o_row += BATCH * HEADS * GROUP_ROWS * D_PAD
+        lse_row += BATCH * HEADS * GROUP_ROWS
+        top = tl.maximum(high, tl.max(lse, 1))
         pivot = tl.where(top == float("-inf"), 0.0, top)
         decay = tl.exp2(high - pivot)
-        total *= decay
-        acc *= decay[:, None]
-        for i in tl.static_range(BATCH):  # all loads of a batch are under way before the first is needed
-            at = cell + i * HEADS * GROUP_ROWS
-            lse = tl.load(partial_lse + at, mask=parts > first + i, other=float("-inf"), cache_modifier=".cg")
-            o = tl.load(partial + at[:, None] * D_PAD + dims[None, :], mask=(parts > first + i)[:, None], other=0.0,
-                        cache_modifier=".cg")  # fmt: skip
-            weight = tl.exp2(lse - pivot)
-            total += weight
-            acc += o.to(tl.float32) * weight[:, None]
+        weight = tl.exp2(lse - pivot[:, None])
+        total = total * decay + tl.sum(weight, 1)
+        acc = acc * decay[:, None] + tl.sum(o.to(tl.float32) * weight[:, :, None], 1)
         high = top
-        cell += BATCH * HEADS * GROUP_ROWS
     result = acc * (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
     tl.store(
         out + token[:, None] * out_stride_t + q_head[:, None] * out_stride_h + dims[None, :],
@@ -101,24 +115,21 @@ def _wide(
     HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     ENTRY: tl.constexpr, GROUP_ROWS: tl.constexpr, WIDE_ROWS: tl.constexpr, WIDE_KEYS: tl.constexpr,
     WIDE_STAGES: tl.constexpr, EDGE_KEYS: tl.constexpr, EDGE_STAGES: tl.constexpr, THREADS: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
+    EARLY: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
     """A wide item for one kv head."""
     acc, high, total = attend_tile(
         q, k_cache, v_cache, record, entry_block, entry_mark, query_token, query_pos, head,
         q_stride_t, q_stride_h, scale, softcap, window, HEADS, GROUP, GROUP_PAD, D, D_PAD, ENTRY, GROUP_ROWS,
-        WIDE_ROWS, WIDE_KEYS, WIDE_STAGES, EDGE_KEYS, EDGE_STAGES, True, HAS_WINDOW, HAS_SOFTCAP,
+        WIDE_ROWS, WIDE_KEYS, WIDE_STAGES, EDGE_KEYS, EDGE_STAGES, True, EARLY, HAS_WINDOW, HAS_SOFTCAP,
     )  # fmt: skip
+    group = tl.arange(0, WIDE_ROWS) // GROUP_ROWS
     leave_result(
-        acc, high, total, out, partial, partial_lse, sinks, record, query_token, head, out_stride_t, out_stride_h,
-        HEADS, GROUP, GROUP_PAD, D, D_PAD, GROUP_ROWS, WIDE_ROWS, HAS_SINKS,
+        acc, high, total, out, partial, partial_lse, sinks, record, tl.load(record + PARTS + group),
+        tl.load(record + SLOT + group), query_token, head, out_stride_t, out_stride_h, HEADS, GROUP, GROUP_PAD, D,
+        D_PAD, GROUP_ROWS, WIDE_ROWS, HAS_SINKS,
     )  # fmt: skip
-    # One lane a group, and as many lanes as threads, so that no lane's count is added twice.
-    lanes = tl.arange(0, THREADS)
-    parts = tl.load(record + PARTS + lanes, mask=lanes < tl.load(record + 5), other=0)
-    counter = arrivals + (tl.load(record + 4) + lanes) * HEADS + head
-    tl.debug_barrier()  # the partial results of all threads are stored before they are counted
-    tl.atomic_add(counter, 1, mask=parts > 1, sem="release", scope="gpu")
+    _arrive(arrivals, record, head, HEADS, THREADS)
 
 
 @triton.jit
@@ -129,21 +140,22 @@ def wide_attention_kernel(
     HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     ENTRY: tl.constexpr, GROUP_ROWS: tl.constexpr, WIDE_ROWS: tl.constexpr, WIDE_KEYS: tl.constexpr,
     WIDE_STAGES: tl.constexpr, EDGE_KEYS: tl.constexpr, EDGE_STAGES: tl.constexpr, THREADS: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr, AHEAD: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The first `count[0]` items, all wide, shared out among the programs. AHEAD: `tree_attention_kernel` is launched
-    behind it and starts at once, beside it."""
-    if AHEAD:
-        gdc_launch_dependents()
+    """The first `count[0]` items, all wide, shared out among the programs. EARLY: it starts while the kernel before it
+    ends, and `tree_attention_kernel`, launched behind it, starts beside it."""
     program = tl.program_id(0)
     kind = tl.load(items + program // HEADS * ITEM_FIELDS)  # beside the count: the item is near when its turn comes
     stop = tl.where(kind == WIDE, tl.load(count) * HEADS, 0)
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     for work in range(program, stop, tl.num_programs(0)):
         _wide(
             q, k_cache, v_cache, out, partial, partial_lse, arrivals, sinks, items + work // HEADS * ITEM_FIELDS,
             entry_block, entry_mark, query_token, query_pos, work % HEADS, q_stride_t, q_stride_h, out_stride_t,
             out_stride_h, scale, softcap, window, HEADS, GROUP, GROUP_PAD, D, D_PAD, ENTRY, GROUP_ROWS, WIDE_ROWS,
-            WIDE_KEYS, WIDE_STAGES, EDGE_KEYS, EDGE_STAGES, THREADS, HAS_WINDOW, HAS_SOFTCAP, HAS_SINKS,
+            WIDE_KEYS, WIDE_STAGES, EDGE_KEYS, EDGE_STAGES, THREADS, 0, HAS_WINDOW, HAS_SOFTCAP, HAS_SINKS,
         )  # fmt: skip
 
 
@@ -157,39 +169,47 @@ def tree_attention_kernel(
     WIDE_STAGES: tl.constexpr, EDGE_KEYS: tl.constexpr, EDGE_STAGES: tl.constexpr, NARROW_KEYS: tl.constexpr,
     NARROW_STAGES: tl.constexpr, MERGE_ROWS: tl.constexpr, MERGE_PARTS: tl.constexpr, THREADS: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr, MERGES: tl.constexpr,
-    BEHIND: tl.constexpr,
+    EARLY: tl.constexpr, BEHIND: tl.constexpr,
 ):  # fmt: skip
     """One item for one kv head. q, out [T, Hq, D] by strides; caches [entries, ENTRY, HEADS, D] contiguous;
     partial [slots, HEADS, GROUP_ROWS, D_PAD], partial_lse without the last dimension; arrivals [groups, HEADS] int32,
-    zero before and after."""
+    zero before and after. EARLY: see `await_previous`. BEHIND: launched behind `wide_attention_kernel`."""
     program = tl.program_id(0)
     head = program % HEADS
     record = items + program // HEADS * ITEM_FIELDS
     kind = tl.load(record)
+    if BEHIND:
+        gdc_launch_dependents()
     if kind == NARROW:
+        # What is needed at the end is fetched with the rest of the record.
+        group0 = tl.load(record + 4)
+        deferred = tl.load(record + 6)
+        slot = tl.load(record + SLOT)
+        first_slot = tl.load(record + FIRST_SLOT)
+        parts = tl.load(record + PARTS)
         acc, high, total = attend_tile(
             q, k_cache, v_cache, record, entry_block, entry_mark, query_token, query_pos, head,
             q_stride_t, q_stride_h, scale, softcap, window, HEADS, GROUP, GROUP_PAD, D, D_PAD, ENTRY, GROUP_ROWS,
-            GROUP_ROWS, NARROW_KEYS, NARROW_STAGES, 0, 0, False, HAS_WINDOW, HAS_SOFTCAP,
+            GROUP_ROWS, NARROW_KEYS, NARROW_STAGES, 0, 0, False, EARLY, HAS_WINDOW, HAS_SOFTCAP,
         )  # fmt: skip
         leave_result(
-            acc, high, total, out, partial, partial_lse, sinks, record, query_token, head, out_stride_t, out_stride_h,
-            HEADS, GROUP, GROUP_PAD, D, D_PAD, GROUP_ROWS, GROUP_ROWS, HAS_SINKS,
+            acc, high, total, out, partial, partial_lse, sinks, record, parts, slot, query_token, head, out_stride_t,
+            out_stride_h, HEADS, GROUP, GROUP_PAD, D, D_PAD, GROUP_ROWS, GROUP_ROWS, HAS_SINKS,
         )  # fmt: skip
-        parts = tl.load(record + PARTS)
         if parts > 1:
-            counter = arrivals + tl.load(record + 4) * HEADS + head
-            tl.debug_barrier()  # the partial results of all threads are stored before they are counted
-            if tl.load(record + 6) > 0:
-                tl.atomic_add(counter, 1, sem="release", scope="gpu")
+            if deferred > 0:
+                _arrive(arrivals, record, head, HEADS, THREADS)
             else:
+                rows = tl.arange(0, GROUP_ROWS)
+                live, token, q_head = row_tokens(query_token, record, head, rows, GROUP, GROUP_PAD, GROUP_ROWS, "")
+                counter = arrivals + group0 * HEADS + head
+                tl.debug_barrier()  # the partial results of all threads are stored before they are counted
                 before = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
                 if before == parts - 1:
                     tl.store(counter, 0)
                     _merge(
-                        out, partial, partial_lse, arrivals, sinks, record, query_token, head, out_stride_t,
-                        out_stride_h, HEADS, GROUP, GROUP_PAD, D, D_PAD, GROUP_ROWS, GROUP_ROWS, MERGE_PARTS, THREADS,
-                        False, HAS_SINKS,
+                        out, partial, partial_lse, sinks, live, token, q_head, parts, first_slot, rows, head,
+                        out_stride_t, out_stride_h, HEADS, D, D_PAD, GROUP_ROWS, GROUP_ROWS, MERGE_PARTS, HAS_SINKS,
                     )  # fmt: skip
     if WIDE_ROWS > 0:  # noqa: SIM102
         if kind == WIDE:
@@ -197,13 +217,20 @@ def tree_attention_kernel(
                 q, k_cache, v_cache, out, partial, partial_lse, arrivals, sinks, record, entry_block, entry_mark,
                 query_token, query_pos, head, q_stride_t, q_stride_h, out_stride_t, out_stride_h, scale, softcap,
                 window, HEADS, GROUP, GROUP_PAD, D, D_PAD, ENTRY, GROUP_ROWS, WIDE_ROWS, WIDE_KEYS, WIDE_STAGES,
-                EDGE_KEYS, EDGE_STAGES, THREADS, HAS_WINDOW, HAS_SOFTCAP, HAS_SINKS,
+                EDGE_KEYS, EDGE_STAGES, THREADS, EARLY, HAS_WINDOW, HAS_SOFTCAP, HAS_SINKS,
             )  # fmt: skip
     if MERGES:  # noqa: SIM102
         if kind == MERGE:
+            rows = tl.arange(0, MERGE_ROWS)
+            live, token, q_head = row_tokens(query_token, record, head, rows, GROUP, GROUP_PAD, GROUP_ROWS, "")
+            parts = tl.load(record + PARTS + rows // GROUP_ROWS)
+            slot = tl.load(record + FIRST_SLOT + rows // GROUP_ROWS)
+            if EARLY > 0:
+                await_previous(EARLY)
+            _wait(arrivals, record, head, HEADS, THREADS)
             _merge(
-                out, partial, partial_lse, arrivals, sinks, record, query_token, head, out_stride_t, out_stride_h,
-                HEADS, GROUP, GROUP_PAD, D, D_PAD, GROUP_ROWS, MERGE_ROWS, MERGE_PARTS, THREADS, True, HAS_SINKS,
+                out, partial, partial_lse, sinks, live, token, q_head, parts, slot, rows % GROUP_ROWS, head,
+                out_stride_t, out_stride_h, HEADS, D, D_PAD, GROUP_ROWS, MERGE_ROWS, MERGE_PARTS, HAS_SINKS,
             )  # fmt: skip
     if BEHIND:  # noqa: SIM102
         if program == tl.num_programs(0) - 1:

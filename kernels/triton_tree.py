@@ -16,6 +16,7 @@ from .tree_kernel import tree_attention_kernel, wide_attention_kernel
 from .tuning import (
     KernelConfig,
     candidates,
+    early_programs,
     merge_rows,
     multiprocessors,
     padded_head_dim,
@@ -145,20 +146,21 @@ def attend_triton(
         "D_PAD": padded_head_dim(head_dim), "ENTRY": launch.entry, "GROUP_ROWS": launch.configs[1].group_rows,
         "HAS_WINDOW": window is not None, "HAS_SOFTCAP": softcap is not None, "HAS_SINKS": sinks is not None,
     }  # fmt: skip
-    beside = launch.apart and q.is_cuda
+    early = early_programs(q.device)
+    beside = launch.apart and early > 0
     wide, config = launch.configs
     if launch.apart:
         wide_attention_kernel[(multiprocessors(allocator.device),)](
             *arguments, tables["wide_items"], tables["wide_count"], *numbers, **constants, **_wide_sizes(wide),
-            AHEAD=beside, num_warps=wide.warps, maxnreg=wide.max_registers,
+            EARLY=beside, num_warps=wide.warps, maxnreg=wide.max_registers, launch_pdl=beside,
         )  # fmt: skip
     if not items:
         return result if result is out else out.copy_(result)
     tree_attention_kernel[(items * launch.heads,)](
         *arguments, tables["items"], *numbers, **constants, **_wide_sizes(config), NARROW_KEYS=config.narrow_keys,
         NARROW_STAGES=config.narrow_stages, MERGE_ROWS=merge_rows(config), MERGE_PARTS=config.merge_parts,
-        MERGES=launch.apart or config.wide_rows > 0, BEHIND=beside, num_warps=config.warps,
-        maxnreg=config.max_registers, launch_pdl=beside,
+        MERGES=launch.apart or config.wide_rows > 0, EARLY=0 if beside else early, BEHIND=beside,
+        num_warps=config.warps, maxnreg=config.max_registers, launch_pdl=early > 0,
     )  # fmt: skip
     return result if result is out else out.copy_(result)
 

@@ -32,7 +32,7 @@ class KernelConfig:
     max_registers: int | None = None
     group_rows: int = 16
     merge_rows: int = 16
-    merge_parts: int = 8
+    merge_parts: int = 4
     """Rows that are merged at once, and parts of each that are read at once."""
     pairs: int = 1
     """How many times two programs are expected to fit a multiprocessor."""
@@ -50,10 +50,10 @@ _HOPPER = {
 _HOPPER_APART = {
     128: (
         KernelConfig(128, 64, 2, 64, 2, edge_stages=2, max_registers=144),
-        KernelConfig(0, 32, 2, 32, 2, warps=4, max_registers=112, merge_parts=4),
+        KernelConfig(0, 32, 2, 32, 2, warps=4, max_registers=112),
     )
 }
-_SINGLE = KernelConfig(0, 32, 2, 32, 2, merge_parts=4)  # fp32 runs without tensor cores: narrow tiles only
+_SINGLE = KernelConfig(0, 32, 2, 32, 2)  # fp32 runs without tensor cores: narrow tiles only
 _HALF_CANDIDATES = (
     KernelConfig(128, 64, 2, 64, 3, max_registers=128),
     KernelConfig(128, 32, 3, 32, 4),
@@ -150,3 +150,12 @@ def timed_config(key: str, options: Sequence[KernelConfig], time: Callable[[Kern
 def multiprocessors(device: torch.device) -> int:
     """Of a CUDA device; a small number for the interpreter, so that tests see split streams."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+@cache
+def early_programs(device: torch.device) -> int:
+    """The most programs of a launch that lets the next one start at once: two a multiprocessor, so that both fit.
+    0 where no launch can start before the end of the one before it: that takes Hopper."""
+    if device.type != "cuda" or torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] < 9:
+        return 0
+    return 2 * multiprocessors(device)

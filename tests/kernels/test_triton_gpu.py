@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -191,6 +192,28 @@ def test_a_captured_graph_of_two_launches_serves_while_branches_grow(monkeypatch
             assert first[70:].isnan().all()
     assert not launch.arrivals.any()
     assert captures <= 3
+
+
+@pytest.mark.parametrize("branches", [5, 90])
+def test_calls_in_a_graph_start_early_but_wait_for_the_ones_before(branches: int) -> None:
+    from frtool.kernels.triton_tree import plan_triton
+
+    pool, ids, _ = random_pool(7, branches=branches)
+    plan = plan_triton(pool, plan_tree(pool, ids))
+    chain = [torch.randn(branches, 8, 128, device="cuda", dtype=torch.float16) for _ in range(13)]
+    expected = [chain[0]]
+    for _ in chain[1:]:
+        expected.append(attend(pool, plan, expected[-1], torch.empty_like(chain[0])))
+        torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for q, out in pairwise(chain):
+            attend(pool, plan, q, out)
+    for _ in range(50):
+        for out in chain[1:]:
+            out.fill_(torch.nan)
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(chain, expected, strict=True))
 
 
 def test_addresses_exceed_32_bits() -> None:

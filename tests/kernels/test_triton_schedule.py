@@ -99,6 +99,20 @@ def test_shared_prompt_is_read_by_wide_items_and_tails_by_narrow_ones() -> None:
     assert schedule.items[kinds == NARROW, 3].sum() == 256 * 32
 
 
+def test_shared_streams_are_split_until_they_fill_the_places_that_there_are() -> None:
+    pool, ids = build_case(
+        level_case("tree", (1, 64), (2048, 32)), kv_heads=1, head_dim=1, block_size=16, layers=1, device="cpu",
+        dtype=torch.float32,
+    )  # fmt: skip
+    tree = plan_tree(pool, ids)
+    items = []
+    for crowd in (1, 2):
+        rule = CostRule(8, narrow_key=0.1, wide_merge=0.01, crowd=crowd)
+        kinds = schedule_tree(tree, SHAPE, 1, rule).items[:, 0]
+        items.append(np.count_nonzero(kinds == WIDE))
+    assert items == [8, 16]
+
+
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10**6), st.sampled_from([1, 4]), rules)
 def test_parts_have_slots_of_their_own_and_one_item_merges_them(

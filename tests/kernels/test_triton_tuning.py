@@ -10,6 +10,7 @@ import torch
 from frtool.kernels.tuning import (
     KernelConfig,
     candidates,
+    early_programs,
     padded_head_dim,
     shipped_apart,
     shipped_config,
@@ -31,6 +32,11 @@ def test_hopper_has_a_shipped_config_for_every_head(head_dim: int, dtype: torch.
     assert config is not None
     assert config.wide_rows % config.group_rows == 0
     assert config.wide_rows // config.group_rows <= 8
+    assert config.merge_parts & (config.merge_parts - 1) == 0
+
+
+def test_no_launch_starts_early_without_a_gpu() -> None:
+    assert early_programs(torch.device("cpu")) == 0
 
 
 def test_two_programs_fit_a_multiprocessor_beside_one_of_wide_items() -> None:
