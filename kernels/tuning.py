@@ -154,8 +154,9 @@ def multiprocessors(device: torch.device) -> int:
 
 @cache
 def early_programs(device: torch.device) -> int:
-    """The most programs of a launch that lets the next one start at once: two a multiprocessor, so that both fit.
-    0 where no launch can start before the end of the one before it: that takes Hopper."""
+    """The most programs of a launch that lets the next one start at once: one a multiprocessor. Beside more of them the
+    next ones gather on a few multiprocessors, and take longer. 0 where no launch can start before the end of the one
+    before it: that takes Hopper."""
     if device.type != "cuda" or torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] < 9:
         return 0
-    return 2 * multiprocessors(device)
+    return multiprocessors(device)
