@@ -137,7 +137,7 @@ def test_the_last_candidate_compiles_within_the_memory_of_a_small_gpu(dtype: tor
         "EDGE_KEYS": config.edge_keys, "EDGE_STAGES": config.edge_stages, "NARROW_KEYS": config.narrow_keys,
         "NARROW_STAGES": config.narrow_stages, "MERGE_ROWS": triton_tree.merge_rows(config),
         "MERGE_PARTS": config.merge_parts, "THREADS": 32 * config.warps, "HAS_WINDOW": False, "HAS_SOFTCAP": False,
-        "HAS_SINKS": False, "MERGES": False, "BEHIND": False,
+        "HAS_SINKS": False, "MERGES": False, "EARLY": 0, "BEHIND": False,
     }  # fmt: skip
     element = {torch.float16: "*fp16", torch.float32: "*fp32"}[dtype]
     kinds = dict.fromkeys(("q", "k_cache", "v_cache", "out", "partial"), element)
