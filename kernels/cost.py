@@ -147,8 +147,6 @@ def _waves(programs: float, rule: CostRule) -> tuple[int, float]:
     """How many waves of so many equal programs with wide items follow each other, and how much longer a program takes
     than with one of `rule.multiprocessors` to itself."""
     share = programs / rule.multiprocessors
-    if rule.crowd == 1:
-        return math.ceil(share), 1.0
     return math.ceil(share / rule.crowd), 0.4 + 0.6 * min(max(share, 1 / rule.crowd), rule.crowd)
 
 

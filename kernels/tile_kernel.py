@@ -132,10 +132,11 @@ def await_previous(EARLY: tl.constexpr):
     and used the same work buffers, but not the tables.
 
     A launch of up to EARLY programs lets the next one start at once, beside it. Beside a larger one the next would take
-    what room comes free first, and crowd there."""
-    gdc_wait()
-    if tl.num_programs(0) <= EARLY:
-        gdc_launch_dependents()
+    what room comes free first, and crowd there. With 0 nothing starts early."""
+    if EARLY > 0:
+        gdc_wait()
+        if tl.num_programs(0) <= EARLY:
+            gdc_launch_dependents()
 
 
 @triton.jit
@@ -204,8 +205,7 @@ def attend_tile(
     first = tl.load(record + 1)
     entry, block, mark = _ahead(entry_block, entry_mark, first, 0, KEYS, ENTRY, not IS_WIDE)
     live, token, q_head = row_tokens(query_token, record, head, rows, GROUP, GROUP_PAD, GROUP_ROWS, "")
-    if EARLY > 0:
-        await_previous(EARLY)
+    await_previous(EARLY)
     q_tile = tl.load(
         q + token[:, None] * q_stride_t + q_head[:, None] * q_stride_h + dims[None, :],
         mask=live[:, None] & (dims < D)[None, :], other=0.0,

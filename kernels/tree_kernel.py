@@ -42,11 +42,17 @@ MERGE = tl.constexpr(3)
 
 
 @triton.jit
-def _arrive(arrivals, record, head, HEADS: tl.constexpr, THREADS: tl.constexpr):
-    """Count the item's part of each of its groups that has others."""
+def _parts_and_counters(arrivals, record, head, HEADS: tl.constexpr, THREADS: tl.constexpr):
+    """Of each of the record's groups, for one lane: its number of parts, and where those that arrived are counted."""
     lanes = tl.arange(0, THREADS)  # as many as threads, so that no lane's count is added twice
     parts = tl.load(record + PARTS + lanes, mask=lanes < tl.load(record + 5), other=0)
-    counter = arrivals + (tl.load(record + 4) + lanes) * HEADS + head
+    return parts, arrivals + (tl.load(record + 4) + lanes) * HEADS + head
+
+
+@triton.jit
+def _arrive(arrivals, record, head, HEADS: tl.constexpr, THREADS: tl.constexpr):
+    """Count the item's part of each of its groups that has others."""
+    parts, counter = _parts_and_counters(arrivals, record, head, HEADS, THREADS)
     tl.debug_barrier()  # the partial results of all threads are stored before they are counted
     tl.atomic_add(counter, 1, mask=parts > 1, sem="release", scope="gpu")
 
@@ -54,9 +60,7 @@ def _arrive(arrivals, record, head, HEADS: tl.constexpr, THREADS: tl.constexpr):
 @triton.jit
 def _wait(arrivals, record, head, HEADS: tl.constexpr, THREADS: tl.constexpr):
     """Until all parts of the record's groups have arrived; then the counters return to zero."""
-    lanes = tl.arange(0, THREADS)
-    parts = tl.load(record + PARTS + lanes, mask=lanes < tl.load(record + 5), other=0)
-    counter = arrivals + (tl.load(record + 4) + lanes) * HEADS + head
+    parts, counter = _parts_and_counters(arrivals, record, head, HEADS, THREADS)
     missing = 1
     while missing > 0:
         arrived = tl.atomic_add(counter, 0, mask=parts > 0, sem="acquire", scope="gpu")
@@ -225,8 +229,7 @@ def tree_attention_kernel(
             live, token, q_head = row_tokens(query_token, record, head, rows, GROUP, GROUP_PAD, GROUP_ROWS, "")
             parts = tl.load(record + PARTS + rows // GROUP_ROWS)
             slot = tl.load(record + FIRST_SLOT + rows // GROUP_ROWS)
-            if EARLY > 0:
-                await_previous(EARLY)
+            await_previous(EARLY)
             _wait(arrivals, record, head, HEADS, THREADS)
             _merge(
                 out, partial, partial_lse, sinks, live, token, q_head, parts, slot, rows % GROUP_ROWS, head,

@@ -138,7 +138,7 @@ def _load_directory(
 
 
 def _wish(source: ModelSource, dtype: str | torch.dtype | None, device: torch.device) -> str | torch.dtype | None:
-    """The number format asked for. On a GPU the embedded model gains nothing by one of less precision."""
+    """The number format asked for. On a GPU the embedded model keeps that of its measured accuracy."""
     return "fp32" if dtype is None and source.kind == "embedded" and device.type == "cuda" else dtype
 
 

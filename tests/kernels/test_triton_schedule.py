@@ -20,6 +20,14 @@ from frtool.kernels.schedule import MERGE, NARROW, WIDE, Schedule, grown, schedu
 SHAPE = TileShape(group_queries=4, tile_groups=8, wide_keys=64, narrow_keys=64, entry=16)
 
 
+def pool_of(nodes: tuple[int, ...], tokens: tuple[int, ...]) -> Any:
+    """A pool that holds one tree, and its branches: of each level the nodes, and the tokens that each has."""
+    return build_case(
+        level_case("tree", nodes, tokens), kv_heads=1, head_dim=1, block_size=16, layers=1, device="cpu",
+        dtype=torch.float32,
+    )  # fmt: skip
+
+
 def reads(tree: TreePlan, shape: TileShape, schedule: Schedule) -> np.ndarray:
     """int `[T, slots]`: how often each query, by its row of q, is given each slot of the pool."""
     count = np.zeros((tree.num_queries, (int(tree.tables.max()) + 1) * tree.block_size), np.int64)
@@ -88,11 +96,8 @@ def test_every_visible_key_is_read_once(
 
 
 def test_shared_prompt_is_read_by_wide_items_and_tails_by_narrow_ones() -> None:
-    pool, ids = build_case(
-        level_case("tree", (1, 256), (2048, 32)), kv_heads=1, head_dim=1, block_size=16, layers=1, device="cpu",
-        dtype=torch.float32,
-    )  # fmt: skip
-    schedule = schedule_tree(plan_tree(pool, ids), SHAPE, 8, CostRule(132))
+    tree = plan_tree(*pool_of((1, 256), (2048, 32)))
+    schedule = schedule_tree(tree, SHAPE, 8, CostRule(132))
     kinds = schedule.items[:, 0]
     assert set(kinds) == {NARROW, WIDE, MERGE}
     assert schedule.items[kinds == WIDE, 3].sum() == 8 * 2048  # tiles of 32 queries
@@ -100,11 +105,7 @@ def test_shared_prompt_is_read_by_wide_items_and_tails_by_narrow_ones() -> None:
 
 
 def test_shared_streams_are_split_until_they_fill_the_places_that_there_are() -> None:
-    pool, ids = build_case(
-        level_case("tree", (1, 64), (2048, 32)), kv_heads=1, head_dim=1, block_size=16, layers=1, device="cpu",
-        dtype=torch.float32,
-    )  # fmt: skip
-    tree = plan_tree(pool, ids)
+    tree = plan_tree(*pool_of((1, 64), (2048, 32)))
     items = []
     for crowd in (1, 2):
         rule = CostRule(8, narrow_key=0.1, wide_merge=0.01, crowd=crowd)
@@ -144,11 +145,7 @@ def test_parts_have_slots_of_their_own_and_one_item_merges_them(
 
 
 def test_wide_items_come_first_where_they_have_a_launch_of_their_own() -> None:
-    pool, ids = build_case(
-        level_case("tree", (1, 256), (2048, 64)), kv_heads=1, head_dim=1, block_size=16, layers=1, device="cpu",
-        dtype=torch.float32,
-    )  # fmt: skip
-    tree = plan_tree(pool, ids)
+    tree = plan_tree(*pool_of((1, 256), (2048, 64)))
     schedule = schedule_apart(tree, SHAPE, 8, CostRule(132))
     assert schedule is not None
     kinds = schedule.items[:, 0].tolist()
@@ -157,28 +154,19 @@ def test_wide_items_come_first_where_they_have_a_launch_of_their_own() -> None:
 
 
 def test_wide_items_with_nothing_beside_them_stay_in_one_launch() -> None:
-    pool, ids = build_case(
-        level_case("tree", (1, 256), (2048, 16)), kv_heads=1, head_dim=1, block_size=16, layers=1, device="cpu",
-        dtype=torch.float32,
-    )  # fmt: skip
-    assert schedule_apart(plan_tree(pool, ids), SHAPE, 8, CostRule(132, masked_key=0.02)) is None
+    tree = plan_tree(*pool_of((1, 256), (2048, 16)))
+    assert schedule_apart(tree, SHAPE, 8, CostRule(132, masked_key=0.02)) is None
 
 
 def test_without_sharing_there_are_no_wide_items_and_nothing_to_merge() -> None:
-    pool, ids = build_case(
-        level_case("none", (64,), (128,)), kv_heads=1, head_dim=1, block_size=16, layers=1, device="cpu",
-        dtype=torch.float32,
-    )  # fmt: skip
-    schedule = schedule_tree(plan_tree(pool, ids), SHAPE, 32, CostRule(132))
+    tree = plan_tree(*pool_of((64,), (128,)))
+    schedule = schedule_tree(tree, SHAPE, 32, CostRule(132))
     assert set(schedule.items[:, 0]) == {NARROW}
     assert schedule.num_slots == schedule.num_groups == 16
 
 
 def test_one_long_branch_is_split_beside_short_ones() -> None:
-    pool, ids = build_case(
-        level_case("short", (255,), (64,)), kv_heads=1, head_dim=1, block_size=16, layers=1, device="cpu",
-        dtype=torch.float32,
-    )  # fmt: skip
+    pool, ids = pool_of((255,), (64,))
     pool.append(ids[-1], 10)
     short = schedule_tree(plan_tree(pool, ids), SHAPE, 8, CostRule(132))
     from frtool.kernels.allocator import PhysicalKVAllocator
@@ -195,11 +183,7 @@ def test_one_long_branch_is_split_beside_short_ones() -> None:
 )
 def test_scheduling_takes_no_per_token_python(nodes: tuple[int, ...], tokens: tuple[int, ...], most_ms: float) -> None:
     """Bounds several times the time on an idle core, so that only another complexity breaks them."""
-    case = level_case("tree", nodes, tokens)
-    pool, ids = build_case(
-        case, kv_heads=1, head_dim=1, block_size=16, layers=1, device="cpu", dtype=torch.float32
-    )  # fmt: skip
-    tree = plan_tree(pool, ids)
+    tree = plan_tree(*pool_of(nodes, tokens))
     times = []
     for _ in range(20):
         begin = time.perf_counter()

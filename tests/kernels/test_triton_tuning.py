@@ -145,6 +145,7 @@ def test_the_last_candidate_compiles_within_the_memory_of_a_small_gpu(dtype: tor
     tables = ("arrivals", "items", "entry_block", "query_token", "query_pos")
     kinds |= dict.fromkeys(tables, "*i32") | dict.fromkeys(constants, "constexpr")
     names = kernel.arg_names
+    assert set(constants) == {parameter.name for parameter in kernel.params if parameter.is_constexpr}
     source = ASTSource(
         kernel, {name: kinds.get(name, "i32") for name in names},
         constexprs={(names.index(name),): value for name, value in constants.items()},
