@@ -37,6 +37,8 @@ class Feed:
 
 @dataclass(slots=True)
 class Pass:
+    """A pass that is launched, and what was fed in it."""
+
     feeds: list[Feed]
     drawn: Drawn
     """Of each feed as many columns as it draws."""

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from .capture import Passes
     from .root import Root
 
-# After a delimiter: the path ends there if the model gives the end tokens more than this.
-_END_PROBABILITY = 0.5
 # Tokens that the rows of a pass, together, are fed before they are drawn: their logits take memory.
 _MOST_AHEAD = 64
 
@@ -227,12 +225,7 @@ class Forest:
     def _close(self, flight: Flight, readings: Readings) -> None:
         """Finish the rows of a flight that need no more tokens."""
         for index, (row, end) in enumerate(zip(flight.sealed, readings.ends, strict=True)):
-            if end > _END_PROBABILITY:
-                row.finish = "end"
-            elif row.length >= row.root.max_length:
-                row.finish = "length"
-            else:
-                row.logits = flight.next_logits(index)
+            row.seal(end, flight.next_logits(index))
         if self.query:
             for row, reward in zip(flight.sealed + flight.ended, readings.rewards, strict=True):
                 row.reward = reward

@@ -24,9 +24,6 @@ from .rows import Row
 if TYPE_CHECKING:
     from .forest import Forest
 
-# After a delimiter: the path ends there if the model gives the end tokens more than this.
-_END_PROBABILITY = 0.5
-
 
 class Pipeline:
     """Runs the rows of a forest, one token a poll each, with one pass in flight while the one before is read.
@@ -201,35 +198,24 @@ class Pipeline:
         stopped: list[tuple[Row, int]] = []
         readings = zip(*values.tolist(), strict=True)
         for feed in flight.feeds:
-            row = feed.row
-            token, logprob, end, reward, low, high = next(readings)
-            left = feed.draws - 1
+            row, columns = feed.row, list(islice(readings, feed.draws))
+            _, _, end, reward, _, _ = columns[0]
             if row.struck or feed.void:
-                pass
-            elif feed.is_query:
+                continue
+            if feed.is_query:
                 row.reward = reward
                 finished.append(row)
             elif row.finish is None:
-                over = advance(row, int(token), logprob, low, high)
-                while left and row.finish is None:
-                    token, logprob, _, _, low, high = next(readings)
-                    left -= 1
-                    over = advance(row, int(token), logprob, low, high)
-                if over:
-                    finished.append(row)
-                if row.finish is not None:
-                    stopped.append((row, left))
+                for read, (token, logprob, _, _, low, high) in enumerate(columns, 1):
+                    if advance(row, int(token), logprob, low, high):
+                        finished.append(row)
+                    if row.finish is not None:
+                        stopped.append((row, feed.draws - read))
+                        break
             elif row.finish == "step":
-                if end > _END_PROBABILITY:
-                    row.finish = "end"
-                elif row.length >= row.root.max_length:
-                    row.finish = "length"
-                else:
-                    row.logits = flight.kept[row]
+                row.seal(end, flight.kept[row])
                 if not self._query:
                     finished.append(row)
-            for _ in range(left):
-                next(readings)
         if stopped:
             self._take_back_surplus(stopped, ahead)
         if finished:

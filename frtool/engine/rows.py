@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .root import Root
     from .swap import HostCopy
 
+# After a delimiter: the path ends there if the model gives the end tokens more than this.
+_END_PROBABILITY = 0.5
+
 
 @dataclass(slots=True, eq=False)
 class Kept:
@@ -109,6 +112,16 @@ class Row:
         room = min(most, self.most - len(self.tokens) - unread - 1)
         known = list(self.known[first : first + max(room, 0)])
         return known[: next((place for place, token in enumerate(known) if token in end_ids), len(known))]
+
+    def seal(self, end: float, logits: torch.Tensor) -> None:
+        """Its step is whole: it can go on from `logits` [vocab], unless the path ends there: by the probability
+        `end` that the model gives its end tokens, or because it is as long as it may be."""
+        if end > _END_PROBABILITY:
+            self.finish = "end"
+        elif self.length >= self.root.max_length:
+            self.finish = "length"
+        else:
+            self.logits = logits
 
     def unfed(self) -> list[int]:
         """Tokens that are to go into KV next."""
