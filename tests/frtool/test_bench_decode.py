@@ -6,7 +6,10 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -14,8 +17,10 @@ from rich.console import Console
 
 from frtool.bench import decode_models
 from frtool.bench.decode import DecodeReport, run
+from frtool.bench.decode_baselines import Skipped, llama_cpp
 from frtool.bench.decode_models import parameter_count, random_model
 from frtool.bench.decode_report import decode_table, draw_chart
+from frtool.models.load import LoadedModel
 
 TINY = {
     "vocab_size": 64,
@@ -60,6 +65,53 @@ def test_hugging_face_stands_beside_it_and_what_cannot_run_says_why(report: Deco
     assert all(row.peers_ms["hf"] for row in report.rows)
     assert all(row.peers_ms["llamacpp"] is None for row in report.rows)
     assert [note for note in report.notes if note.startswith("llamacpp: ")]
+
+
+FAKE_LLAMA_CPP = """#!/bin/sh
+echo "$@" >> "$0.calls"
+case "$*" in
+  *-kvu*) echo '{shared}' ;;
+  *) echo '{apart}' ;;
+esac
+exit {status}
+"""
+
+
+@pytest.fixture
+def llama_cpp_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """A program in llama.cpp's place, and the file that its calls are written to."""
+
+    def say(shared: str, apart: str, status: int = 0) -> Path:
+        program = tmp_path / "llama-batched-bench"
+        program.write_text(FAKE_LLAMA_CPP.format(shared=shared, apart=apart, status=status))
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+        return tmp_path / "llama-batched-bench.calls"
+
+    return say
+
+
+def gguf_model() -> LoadedModel:
+    return cast(LoadedModel, SimpleNamespace(source="some.gguf"))
+
+
+def test_llama_cpp_counts_with_the_faster_of_its_caches(llama_cpp_says: Callable[..., Path]) -> None:
+    calls = llama_cpp_says('{"t_tg": 1.5}', '{"t_tg": 3.0}')
+    assert llama_cpp(gguf_model(), 32, 1024, 30, 8) == pytest.approx(1.5 / 60)
+    shared, apart = calls.read_text().splitlines()
+    assert shared.split()[-1] == str(1024 + 32 * 60 + 256)
+    assert apart.split()[-1] == str(32 * 1280)  # 1,085 tokens, rounded as it rounds
+
+
+def test_llama_cpp_may_lack_one_of_its_caches(llama_cpp_says: Callable[..., Path]) -> None:
+    llama_cpp_says("error: invalid argument: -kvu", '{"t_tg": 3.0}')
+    assert llama_cpp(gguf_model(), 1, 64, 3, 8) == pytest.approx(0.5)
+
+
+def test_llama_cpp_that_fails_is_skipped_with_its_last_words(llama_cpp_says: Callable[..., Path]) -> None:
+    llama_cpp_says("no room", "unable to load model", status=1)
+    with pytest.raises(Skipped, match="status 1, unable to load model"):
+        llama_cpp(gguf_model(), 1, 64, 3, 8)
 
 
 def test_the_report_prints_and_draws(report: DecodeReport, tmp_path: Path) -> None:
