@@ -30,6 +30,20 @@ class Prefix:
     """Probability, given the prefix, of the lines that were not seen; 0 where the prefix is a whole line."""
     free: float = 1.0
     """The part of it where no line is under way."""
+    tail: list[tuple[int, float, float, float]] | None = None
+    """Where one line alone went on, its tokens after this one, the last first, with their edges and what is unseen
+    after them: they become prefixes when somebody comes by."""
+
+    def lengthen(self, tail: list[tuple[int, float, float, float]]) -> None:
+        """Go on by the tokens of `tail`, of which the first becomes a prefix."""
+        token, low, high, rest = tail.pop()
+        self.ahead[_key(token, low)] = Prefix(token, low, high, rest=rest, free=rest, tail=tail)
+
+    def unroll(self) -> None:
+        """Make a prefix of the next token of the tail."""
+        if self.tail:
+            self.lengthen(self.tail)
+        self.tail = None
 
     def parts(self) -> Iterator[tuple[float, float, Prefix | None]]:
         """Lower edge and width of all that may hold something unseen, in order, and the prefix that it belongs to; None
@@ -51,25 +65,34 @@ class Prefix:
     def measure(self) -> None:
         """Set `rest` and `free` from those of the prefixes ahead."""
         rest = free = edge = 0.0
-        # As `parts` goes, without a generator: this is what a search asks most often.
+        leaving = self.leaving
+        # As `parts` goes, without a generator or calls: this is what a search asks most often.
         for ahead in sorted(self.ahead.values(), key=_low) if len(self.ahead) > 1 else self.ahead.values():
             low, high = ahead.low, ahead.high
-            if low - edge > _LEAST:
-                rest += low - edge
-                free += (low - edge) * self.is_free(edge, low - edge)
-            edge = max(edge, low)
-            if (high - edge) * ahead.rest > _LEAST:
-                rest += (high - edge) * ahead.rest
-                free += (high - edge) * ahead.free
-            edge = max(edge, high)
-        if 1.0 - edge > _LEAST:
-            rest += 1.0 - edge
-            free += (1.0 - edge) * self.is_free(edge, 1.0 - edge)
+            width = low - edge
+            if width > _LEAST:
+                rest += width
+                if not leaving or self.is_free(edge, width):
+                    free += width
+            if low > edge:
+                edge = low
+            width = high - edge
+            if width * ahead.rest > _LEAST:
+                rest += width * ahead.rest
+                free += width * ahead.free
+            if high > edge:
+                edge = high
+        width = 1.0 - edge
+        if width > _LEAST:
+            rest += width
+            if not leaving or self.is_free(edge, width):
+                free += width
         self.rest, self.free = rest, free
 
     def find(self, target: float) -> tuple[float, Prefix | None] | None:
         """Where as much as `target` is free before it: the number that leaves the prefix there, or the same in the
         measure of the prefix ahead, and that. None where rounding has left nothing."""
+        self.unroll()
         for edge, width, ahead in self.parts():
             size = width * ahead.free if ahead is not None else width * self.is_free(edge, width)
             if target < size:
@@ -146,30 +169,68 @@ class Lines:
         left, number = self._under_way.pop(step.ordinal, ([self._root], None))
         if number is not None:
             left[-1].leaving.remove(number)
-        path = [self._root]
-        for place, (low, high) in enumerate(zip(step.intervals[::2], step.intervals[1::2], strict=True)):
-            token = step.ids[place] if place < len(step.ids) else _END
-            key = token if token != _END else low - 1.0  # below 0, where no token has its number
-            ahead = path[-1].ahead.get(key)
-            if ahead is None:
-                if not low < high:
-                    _measure(left)
-                    return False
-                ahead = path[-1].ahead[key] = Prefix(token, low, high)
-            elif low < high:  # where a pass does not give the same bits twice, so that a seen token came again
-                ahead.low, ahead.high = min(ahead.low, low), max(ahead.high, high)
-            path.append(ahead)
-        if len(path) == 1:
-            _measure(left)
-            return False
-        line = path.pop()
+        path = self._walk(step)
+        known, novel = len(path) - 1, False
+        if 2 * known < len(step.intervals):
+            tail, novel = _tail(step, known)
+            if tail:
+                path[-1].lengthen(tail)
+            if not novel:
+                _measure(left)
+                return False
+        elif known:
+            line = path.pop()
+            novel = line.rest > 0
+            line.rest = line.free = 0.0
         if len(path) < len(left) or path[len(left) - 1] is not left[-1]:
             _measure(left)  # it went another way than it was told to, else the way is measured below
-        novel = line.rest > 0
-        line.rest = line.free = 0.0
         _measure(path)
         self.seen += novel
         return novel
+
+    def _walk(self, step: Step) -> list[Prefix]:
+        """The prefixes of a line that are known, the empty one first."""
+        at = self._root
+        path = [at]
+        ids, edges = step.ids, step.intervals
+        for place in range(len(edges) // 2):
+            low, high = edges[2 * place], edges[2 * place + 1]
+            at.unroll()
+            ahead = at.ahead.get(_key(ids[place] if place < len(ids) else _END, low))
+            if ahead is None:
+                break
+            if low < high:  # where a pass does not give the same bits twice, so that a seen token came again
+                ahead.low, ahead.high = min(ahead.low, low), max(ahead.high, high)
+            at = ahead
+            path.append(at)
+        return path
+
+
+def _key(token: int, low: float) -> int | float:
+    """What a token is found by among those ahead: for an end token below 0, where no token has its number."""
+    return token if token != _END else low - 1.0
+
+
+def _tail(step: Step, known: int) -> tuple[list[tuple[int, float, float, float]], bool]:
+    """A line after its first `known` tokens as a `Prefix.tail`, and whether that is all of it: it ends before a token
+    that no number draws."""
+    ids, edges = step.ids, step.intervals
+    tail: list[tuple[int, float, float, float]] = []
+    whole, rest = True, 0.0
+    for place in range(len(edges) // 2 - 1, known - 1, -1):
+        low, high = edges[2 * place], edges[2 * place + 1]
+        if not low < high:
+            tail.clear()
+            whole, rest = False, 1.0
+            continue
+        tail.append((ids[place] if place < len(ids) else _END, low, high, rest))
+        if whole:  # as `measure` does with one prefix ahead
+            part, rest = (high - low) * rest, low if low > _LEAST else 0.0
+            if part > _LEAST:
+                rest += part
+            if 1.0 - high > _LEAST:
+                rest += 1.0 - high
+    return tail, whole
 
 
 def _measure(path: list[Prefix]) -> None:
