@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator
 from collections.abc import Generator as Coroutine
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from .budget import Budget
-from .events import Ended, Event, NodeAdded, Pruned, RunStarted, Selected, Tick, child_id, id_order
+from .events import Ended, Event, NodeAdded, Pruned, RunStarted, Selected, Tick, id_order
 from .judge import Judge
 from .protocols import (
     Algorithm,
@@ -109,6 +109,13 @@ _CUT_SHORT = ("tokens", "seconds", "interrupted")
 """Reasons that say nothing of how many steps there may be, so that finished steps which wait for their turn count."""
 
 
+class _Finished(NamedTuple):
+    expand: Expand
+    step: Step
+    poll: int
+    """Which poll brought it."""
+
+
 class _Run:
     def __init__(
         self,
@@ -137,16 +144,14 @@ class _Run:
         self.tree = SearchTree()
         self.steps = 0
         self.solved = False
-        self.asked: dict[Expand, int] = {}
-        """Steps under way, told not yet, with their place in the order of asking."""
+        self.asked: dict[tuple[str, int], tuple[int, Expand]] = {}
+        """Steps under way, told not yet, by parent and ordinal, with their place in the order of asking."""
         self.places = 0
         self.turn = 0
         """Place of the next result to tell, where the algorithm wants them in order."""
-        self.finished: dict[int, Step] = {}
+        self.finished: dict[int, _Finished] = {}
         """Steps that the generator holds and nobody has kept or dropped, by place."""
         self.polls = 0
-        self.arrivals: dict[Expand, int] = {}
-        """The poll that brought each of `finished`."""
         self.held: set[str] = set()
         """Nodes whose KV the generator holds for us."""
 
@@ -207,7 +212,7 @@ class _Run:
             if wanted:
                 for expand in wanted:
                     generator.submit(expand)
-                    self.asked[expand] = self.places
+                    self.asked[expand.parent, expand.ordinal] = self.places, expand
                     self.places += 1
                 yield Selected([expand.id for expand in wanted])
             elif not self.asked:
@@ -247,14 +252,13 @@ class _Run:
             kv_bytes=generator.kv().bytes_used if self.budget.kv_bytes is not None else 0,
         )
 
-    def _ready(self, steps: list[Step]) -> list[tuple[int, Step]]:
+    def _ready(self, steps: list[Step]) -> list[tuple[int, _Finished]]:
         """Finished steps that may be told now, in an order that does not depend on when they finished."""
         for step in steps:
-            expand = Expand(step.parent, step.ordinal)
-            self.finished[self.asked[expand]] = step
-            self.arrivals[expand] = self.polls
+            place, expand = self.asked[step.parent, step.ordinal]
+            self.finished[place] = _Finished(expand, step, self.polls)
         if not self.algorithm.ordered:
-            return sorted(self.finished.items(), key=lambda item: id_order(child_id(item[1].parent, item[1].ordinal)))
+            return sorted(self.finished.items(), key=lambda item: id_order(item[1].expand.id))
         ready = []
         while self.turn in self.finished:
             ready.append((self.turn, self.finished[self.turn]))
@@ -265,11 +269,12 @@ class _Run:
         """Let the finished steps that wait for their turn join the tree, because no turn will come."""
         return self._settle(sorted(self.finished.items()), told=False)
 
-    def _settle(self, ready: list[tuple[int, Step]], told: bool = True) -> Iterator[Event | Scoring]:
+    def _settle(self, ready: list[tuple[int, _Finished]], told: bool = True) -> Iterator[Event | Scoring]:
         """Turn finished steps into nodes, score them in one call, and tell the algorithm of one after the other."""
         tree = self.tree
-        results: list[tuple[Step, Node, bool]] = []
-        for place, step in ready:
+        results: list[tuple[_Finished, Node, bool]] = []
+        for place, finished in ready:
+            step = finished.step
             node, new = tree.make(step, *self._keys(step))
             if new:
                 self.generator.keep(step)
@@ -278,16 +283,16 @@ class _Run:
             else:
                 self.generator.drop(step)
             del self.finished[place]
-            results.append((step, node, new))
-        fresh = [(step, node) for step, node, new in results if new]
+            results.append((finished, node, new))
+        fresh = [(finished.step, node) for finished, node, new in results if new]
         before = self.generator.scorer_tokens
         if self.pauses and self.judge.ask(fresh, tree):
             yield SCORING
         self.judge.reward(fresh, tree)
         judge_tokens = self.generator.scorer_tokens - before
-        for step, node, new in results:
-            expand = Expand(step.parent, step.ordinal)
-            del self.asked[expand]
+        for finished, node, new in results:
+            expand, step = finished.expand, finished.step
+            del self.asked[step.parent, step.ordinal]
             self.steps += 1
             novel = tree.learn(step)
             if new:
@@ -301,7 +306,7 @@ class _Run:
                 tree.repeat(expand, node, novel=novel)
             told_later = bool(judge_tokens) and step is not fresh[-1][0]
             cost = 0 if not new else None if told_later else judge_tokens
-            yield self._node_added(step, node, new, judge_tokens=cost, late=not told)
+            yield self._node_added(finished, node, new, judge_tokens=cost, late=not told)
             if not told:
                 continue
             leaving = self.algorithm.tell(tree, expand, node)
@@ -322,9 +327,12 @@ class _Run:
             state = self.state_task.state(self.tree[step.parent].path_text + step.text)
         return (self.task.key(step.text), step.finish), state
 
-    def _node_added(self, step: Step, node: Node, new: bool, *, judge_tokens: int | None, late: bool) -> NodeAdded:
+    def _node_added(
+        self, finished: _Finished, node: Node, new: bool, *, judge_tokens: int | None, late: bool
+    ) -> NodeAdded:
+        step = finished.step
         return NodeAdded(
-            id=child_id(step.parent, step.ordinal),
+            id=node.id if new else finished.expand.id,
             text=step.text,
             tokens=step.tokens,
             logprob=step.logprob,
@@ -340,7 +348,7 @@ class _Run:
             reading=step.reward,
             read_tokens=step.read_tokens,
             judge_tokens=judge_tokens,
-            poll=self.arrivals.pop(Expand(step.parent, step.ordinal)),
+            poll=finished.poll,
             late=late,
         )
 
@@ -364,7 +372,7 @@ class _Run:
         """Give back everything but the root."""
         self.generator.cancel()
         while self.finished:
-            self.generator.drop(self.finished.popitem()[1])
+            self.generator.drop(self.finished.popitem()[1].step)
         while self.held:
             self.generator.release(self.held.pop())
 
