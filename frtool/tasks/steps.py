@@ -7,9 +7,9 @@ lines until one number remains. Values are whole and not negative, and division 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 MAX_PATH_CHARS = 4_000
 _LINE = re.compile(
@@ -30,6 +30,7 @@ class Move:
     state: tuple[int, ...]
 
 
+@lru_cache(1024)
 def parse_move(line: str) -> Move | None:
     """The move that a line claims, in canonical order, right or wrong; None if it has another form."""
     match = _LINE.fullmatch(line.strip("\n")) if len(line) <= MAX_PATH_CHARS else None
@@ -57,30 +58,34 @@ def combine(left: int, operator: str, right: int) -> int | None:
 
 def is_legal(move: Move, state: Sequence[int]) -> bool:
     """Whether the move takes two numbers of `state`, computes rightly and lists exactly what remains."""
-    remaining = Counter(state)
+    remaining = list(state)
     for operand in (move.left, move.right):
-        if not remaining[operand]:
+        if operand not in remaining:
             return False
-        remaining[operand] -= 1
-    if combine(move.left, move.operator, move.right) != move.result:
-        return False
-    remaining[move.result] += 1
-    return sorted(remaining.elements()) == list(move.state)
+        remaining.remove(operand)
+    remaining.append(move.result)
+    return combine(move.left, move.operator, move.right) == move.result and sorted(remaining) == list(move.state)
 
 
 def follow(numbers: Sequence[int], text: str) -> list[Move] | None:
     """The moves of a path's text from the puzzle's numbers on, or None if any line is not a legal move."""
     if len(text) > MAX_PATH_CHARS:
         return None
-    moves: list[Move] = []
-    state: Sequence[int] = numbers
-    for line in text.removesuffix("\n").split("\n") if text else []:
-        move = parse_move(line)
-        if move is None or not is_legal(move, state):
-            return None
-        moves.append(move)
-        state = move.state
-    return moves
+    moves = _follow(tuple(numbers), text.removesuffix("\n")) if text else ()
+    return None if moves is None else list(moves)
+
+
+@lru_cache(1024)
+def _follow(numbers: tuple[int, ...], text: str) -> tuple[Move, ...] | None:
+    """A search asks for each path again with one line more."""
+    before, newline, line = text.rpartition("\n")
+    move = parse_move(line)
+    if move is None or text.count("\n") >= len(numbers):  # a legal move leaves one number less
+        return None
+    moves = _follow(numbers, before) if newline else ()
+    if moves is None or not is_legal(move, moves[-1].state if moves else numbers):
+        return None
+    return (*moves, move)
 
 
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
