@@ -2,7 +2,7 @@
 
 A node is a maximal run of blocks that exactly the same branches hold. Two branches that hold the same block hold the
 same blocks before it (see `allocator`), so how many branches hold a block says which node it is in, and the nodes form
-a forest. Pure numpy: no work grows with tokens, only with blocks.
+a forest. Pure numpy: no work grows with tokens or the pool, only with the blocks of the branches.
 """
 
 from __future__ import annotations
@@ -75,20 +75,21 @@ def plan_tree(
     queries.cumsum(out=q_start[1:])
     # Blocks that all branches hold form one node: of these columns one is enough to plan the rest.
     skip = max(_held_by_all(tables) - 1, 0)
-    rows = tables[:, skip:]
+    cells = tables[:, skip:] + 1  # 0: no block
     ends = -(-lengths // allocator.block_size) - skip
-    holders = np.bincount((rows + 1).ravel(), minlength=allocator.num_blocks + 1)
-    holders[:-1], holders[-1] = holders[1:], 0  # -1 stands for no block and finds the last
-    new = _not_above(rows)
+    holders = np.bincount(cells.ravel())
+    holders[0] = 0
+    new = _not_above(cells)
     if np.count_nonzero(new) == np.count_nonzero(holders):  # each block's holders are neighbours already
         order = np.arange(len(ids), dtype=np.int32)
     else:
-        order = _depth_first(rows, allocator.num_blocks)
-        rows, ends = rows[order], ends[order]
-        new = _not_above(rows)
-    start, stop, lo, hi = _nodes(holders.take(rows, mode="wrap"), new, ends)
-    start[start > 0] += skip
-    stop += skip
+        order = _depth_first(cells, len(holders))
+        cells, ends = cells[order], ends[order]
+        new = _not_above(cells)
+    start, stop, lo, hi = _nodes(holders.take(cells), new, ends)
+    if skip:
+        start += skip * (start > 0)
+        stop += skip
     return TreePlan(ids, allocator.block_size, queries, q_start, lengths, tables, order, start, stop, lo, hi)
 
 
@@ -101,22 +102,22 @@ def _held_by_all(tables: np.ndarray) -> int:
     return int(np.count_nonzero((tables[:, :common] == first[:common]).all(axis=0)))
 
 
-def _not_above(rows: np.ndarray) -> np.ndarray:
+def _not_above(cells: np.ndarray) -> np.ndarray:
     """Cells with a block that the row above does not hold."""
-    new = rows >= 0
-    new[1:] &= rows[1:] != rows[:-1]
+    new: np.ndarray = cells > 0
+    new[1:] &= cells[1:] != cells[:-1]
     return new
 
 
-def _depth_first(tables: np.ndarray, num_blocks: int) -> np.ndarray:
+def _depth_first(cells: np.ndarray, most: int) -> np.ndarray:
     """int32 `[B]`: an order in which branches with a common prefix are neighbours. Depends on who shares what and on
-    the given order, never on where blocks lie."""
-    rows = len(tables)
-    first = np.full(num_blocks + 1, rows, np.int32)
+    the given order, never on where blocks lie. `cells` are below `most`."""
+    rows = len(cells)
+    first = np.empty(most, np.int32)
     # With repeated indices the last assignment stands: the lowest row that holds the block.
-    first[tables[::-1]] = np.arange(rows - 1, -1, -1, dtype=np.int32)[:, None]
-    first[-1] = rows
-    leaders = first.take(tables, mode="wrap")
+    first[cells[::-1]] = np.arange(rows - 1, -1, -1, dtype=np.int32)[:, None]
+    first[0] = rows
+    leaders = first.take(cells)
     # A row follows the row that first held its deepest block of another's, and leaves it at that depth.
     depth = np.count_nonzero(leaders < np.arange(rows)[:, None], axis=1)
     leader = leaders[np.arange(rows), np.maximum(depth - 1, 0)]
@@ -141,11 +142,11 @@ def _nodes(
     holders: np.ndarray, new: np.ndarray, ends: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """node_start, node_stop, node_lo, node_hi of rows in depth-first order. Per cell: how many rows hold its block, and
-    whether the row above does not. Per row: its number of blocks."""
-    begins = new.copy()
-    begins[:, 1:] &= holders[:, 1:] != holders[:, :-1]
-    lo, start = begins.nonzero()
-    hi = lo + holders[lo, start]
+    whether the row above does not, which is overwritten. Per row: its number of blocks."""
+    new[:, 1:] &= holders[:, 1:] != holders[:, :-1]
+    cell = new.ravel().nonzero()[0]
+    lo, start = np.divmod(cell, new.shape[1])
+    hi = lo + holders.ravel()[cell]
     stop = ends[lo]
-    stop[:-1] = np.where(lo[1:] == lo[:-1], start[1:], stop[:-1])  # the next node continues this row
+    np.copyto(stop[:-1], start[1:], where=lo[1:] == lo[:-1], casting="same_kind")  # the next node continues this row
     return start.astype(np.int32), stop, lo.astype(np.int32), hi.astype(np.int32)
