@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 
@@ -57,6 +58,9 @@ class _Found:
 
     def __post_init__(self) -> None:
         self.distinct = len(set(self.ids)) == len(self.ids)
+
+
+_row = attrgetter("_row")
 
 
 class BlockLedger:
@@ -197,6 +201,10 @@ class BlockLedger:
         lengths: np.ndarray = self._lengths[self._find(branch_ids).rows]
         return lengths
 
+    def are_distinct(self, branch_ids: Sequence[int]) -> bool:
+        """Whether no branch is listed twice."""
+        return self._find(branch_ids).distinct
+
     def block_table(self, branch_id: int) -> np.ndarray:
         """int32 `[blocks]`, a copy: the physical blocks of the branch in order."""
         branch = self._branch(branch_id)
@@ -315,12 +323,12 @@ class BlockLedger:
         """Where the branches are. The same ones are asked for several times a step, so the last answer is kept."""
         ids = tuple(branch_ids)
         found = self._found
-        if found is None or found.ids != ids:
+        if found is None or (found.ids is not ids and found.ids != ids):
             try:
                 branches = list(map(self._branches.__getitem__, ids))
             except KeyError as unknown:
                 raise UnknownBranch(unknown.args[0]) from None
-            found = self._found = _Found(ids, branches, np.array([b._row for b in branches], np.int64))
+            found = self._found = _Found(ids, branches, np.fromiter(map(_row, branches), np.int64, len(ids)))
         return found
 
     def _blocks_for(self, num_tokens: int) -> int:

@@ -60,7 +60,7 @@ def plan_tree(
     ids = tuple(map(index, branch_ids))
     if not ids:
         raise ValueError("attention needs at least one branch")
-    if len(set(ids)) != len(ids):
+    if not allocator.are_distinct(ids):
         raise ValueError("a branch is listed twice")
     tables, counts = allocator.layout(ids)
     lengths = counts.astype(np.int32)
