@@ -120,10 +120,14 @@ def choose_wide(
 
 def shared_load(tree: TreePlan, heads: int, tile_queries: int, multiprocessors: int) -> float:
     """Keys that a multiprocessor reads if nodes that fill more than half a tile of queries are read tile by tile."""
-    before = np.concatenate([[0], tree.q_lens[tree.order].cumsum()])
-    tiles = (before[tree.node_hi] - before[tree.node_lo] + tile_queries // 2 - 1) // tile_queries
-    keys = (tree.node_stop - tree.node_start) * tree.block_size
-    return float(keys @ tiles) * heads / multiprocessors
+    lo, hi = tree.node_lo, tree.node_hi
+    if tree.num_queries > len(tree.order):
+        before = np.zeros(len(tree.order) + 1, np.int64)
+        tree.q_lens[tree.order].cumsum(out=before[1:])
+        lo, hi = before[lo], before[hi]
+    tiles = (hi - lo + tile_queries // 2 - 1) // tile_queries
+    blocks = (tree.node_stop - tree.node_start).astype(np.int64)
+    return float(blocks @ tiles) * tree.block_size * heads / multiprocessors
 
 
 _PIECES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96)

@@ -54,7 +54,8 @@ class _Streams:
     full: np.ndarray
     """Of these, from the front, the entries that every owner sees in full; 0 where a mask is needed."""
     starts: np.ndarray
-    """First pair of each stream."""
+    ends: np.ndarray
+    """First pair of each stream, and the one after its last."""
     group_lo: np.ndarray
     group_hi: np.ndarray
     owners_lo: np.ndarray
@@ -62,17 +63,20 @@ class _Streams:
     """Per stream: its groups; the queries, from its first, for which full entries count."""
 
 
-def _within(counts: np.ndarray) -> np.ndarray:
-    """0..counts[0]-1, 0..counts[1]-1, ..."""
+def _count_from(first: np.ndarray | int, counts: np.ndarray) -> np.ndarray:
+    """first[0], first[0] + 1, ..., counts[0] numbers in all, first[1], first[1] + 1, ..."""
     stops = counts.cumsum()
-    return np.arange(stops[-1] if len(stops) else 0) - (stops - counts).repeat(counts)
+    numbers = (first - stops + counts).repeat(counts)
+    numbers += np.arange(len(numbers))
+    return numbers
 
 
-def _begins(values: np.ndarray) -> np.ndarray:
-    """Where runs of equal values begin."""
-    new = np.ones(len(values), bool)
-    np.not_equal(values[1:], values[:-1], out=new[1:])
-    return new.nonzero()[0]
+def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where runs of equal values begin and end."""
+    new = np.ones(len(values) + 1, bool)
+    np.not_equal(values[1:], values[:-1], out=new[1:-1])
+    edges = new.nonzero()[0]
+    return edges[:-1], edges[1:]
 
 
 def schedule_tree(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule) -> Schedule:
@@ -95,15 +99,14 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
     total = tree.num_queries
     one_each = total == len(order)
     if one_each:
-        query_token, query_pos = tree.q_start[order], lengths - 1
+        query_token, query_pos = order, lengths - 1
         query_lo, query_hi = tree.node_lo.astype(np.int64), tree.node_hi.astype(np.int64)
         seen_by_first = lengths
     else:
         asked = tree.q_lens[order].astype(np.int64)
         query = np.zeros(len(order) + 1, np.int64)
         np.cumsum(asked, out=query[1:])
-        query_token = tree.q_start[order].repeat(asked) + _within(asked)
-        query_pos = (lengths - asked).repeat(asked) + _within(asked)
+        query_token, query_pos = _count_from(tree.q_start[order], asked), _count_from(lengths - asked, asked)
         query_lo, query_hi = query[tree.node_lo], query[tree.node_hi]
         seen_by_first = lengths - asked + 1
     node_start = tree.node_start.astype(np.int64) * split
@@ -114,7 +117,7 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
     first_tile = query_lo // tile_queries
     tiles = (query_hi - 1) // tile_queries + 1 - first_tile
     node = np.arange(len(tiles)).repeat(tiles)
-    tile = first_tile[node] + _within(tiles)
+    tile = _count_from(first_tile, tiles)
     entries = node_entries[node]
     if not one_each:  # keys after the last query of the tile are seen by none
         latest = np.maximum.reduceat(query_pos, np.arange(0, total, tile_queries))
@@ -130,14 +133,14 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
         return None
     spans = _spans(tree)
     streams, kinds = [], []
-    chosen = wide.nonzero()[0]
-    if len(chosen):
+    chosen = slice(None) if wide.all() else wide.nonzero()[0]
+    if wide.any():
         pairs = (a[chosen] for a in (node, tile, lo, hi, group_lo, group_hi, entries, covers))
-        seen = _below(True, seen_by_first, spans)  # tokens that every query below a node sees
+        seen = _below(np.minimum, seen_by_first, spans)  # tokens that every query below a node sees
         seen = seen // size - node_start
         streams.append(_wide_streams(*pairs, seen=seen, size=size, group_queries=shape.group_queries, rule=rule))
         kinds.append(WIDE)
-    if len(chosen) < len(wide):
+    if not wide.all():
         others = (~wide).nonzero()[0]
         streams.append(_narrow_streams(*(a[others] for a in (node, entries, group_lo, group_hi))))
         kinds.append(NARROW)
@@ -152,14 +155,14 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
         offset += int(count.sum())
     pair_node, pair_entries, pair_owners = (np.concatenate(a) for a in zip(*lists, strict=True))
     of_node = pair_node.repeat(pair_entries)
-    index = node_start[of_node] + _within(pair_entries)
+    index = _count_from(node_start[pair_node], pair_entries)
     row_begin = order[tree.node_lo] * tree.tables.shape[1]
     cell = row_begin[of_node] + (index if split == 1 else index // split)
     block = tree.tables.ravel().take(cell)
     if split > 1:
         block = block * split + index % split
     base = index * size
-    held = _held(_below(False, lengths, spans)[of_node], base, size)
+    held = _held(_below(np.maximum, lengths, spans)[of_node], base, size)
     mark = pair_owners.repeat(pair_entries) | held << 16 | base << 32
 
     records, num_slots = _record(_launch_order(items, heads, rule, apart), num_groups, shape.merge_groups)
@@ -180,24 +183,30 @@ def grown(schedule: Schedule, before: TreePlan, tree: TreePlan, size: int) -> Sc
     if not same:
         return None
     lengths = tree.lengths[tree.order]
-    longest = _below(False, lengths, _spans(tree))[schedule.entry_node]
+    longest = _below(np.maximum, lengths, _spans(tree))[schedule.entry_node]
     held = _held(longest, schedule.entry_mark >> 32, size)
     mark = schedule.entry_mark & ~0xFFFF0000 | held << 16
     return replace(schedule, entry_mark=mark, query_pos=lengths - 1)
 
 
-def _spans(tree: TreePlan) -> np.ndarray:
-    """`[2 N]`: the first branch below each node and the one after its last, for `_below`."""
-    spans = np.empty(2 * len(tree.node_lo), np.int64)
-    spans[::2], spans[1::2] = tree.node_lo, tree.node_hi
-    return spans
+def _spans(tree: TreePlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For `_below`. The first branch below each node; the nodes above several branches; and of these the first branch
+    and the one after the last, node after node."""
+    inner = (tree.node_hi - tree.node_lo > 1).nonzero()[0]
+    spans = np.empty(2 * len(inner), np.int64)
+    spans[::2], spans[1::2] = tree.node_lo[inner], tree.node_hi[inner]
+    return tree.node_lo, inner, spans
 
 
-def _below(least: bool, of_branch: np.ndarray, spans: np.ndarray) -> np.ndarray:
-    """Per node: the least or largest of the branches below it, which are given depth first."""
-    padded = np.zeros(len(of_branch) + 1, np.int64)
-    padded[:-1] = of_branch
-    return (np.minimum if least else np.maximum).reduceat(padded, spans)[::2]
+def _below(of_two: np.ufunc, of_branch: np.ndarray, spans: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+    """Per node: the least or largest (`of_two`) of the branches below it, which are given depth first."""
+    first, inner, edges = spans
+    below = of_branch[first]
+    if len(inner):
+        padded = np.zeros(len(of_branch) + 1, np.int64)
+        padded[:-1] = of_branch
+        below[inner] = of_two.reduceat(padded, edges)[::2]
+    return below
 
 
 def _held(longest: np.ndarray, base: np.ndarray, size: int) -> np.ndarray:
@@ -210,13 +219,13 @@ def _narrow_streams(node: np.ndarray, entries: np.ndarray, group_lo: np.ndarray,
     reach = group_hi - group_lo
     pair, group = np.arange(len(node)), group_lo
     if reach.max() > 1:
-        pair, group = pair.repeat(reach), group_lo.repeat(reach) + _within(reach)
+        pair, group = pair.repeat(reach), _count_from(group_lo, reach)
     by_group = group.argsort(kind="stable")
     group, pair = group[by_group], pair[by_group]
-    starts = _begins(group)
+    starts, ends = _runs(group)
     first = group[starts]
     nothing = np.zeros_like(first)
-    return _Streams(node[pair], entries[pair], np.zeros_like(pair), starts, first, first + 1, nothing, nothing)
+    return _Streams(node[pair], entries[pair], np.zeros_like(pair), starts, ends, first, first + 1, nothing, nothing)
 
 
 def _wide_streams(
@@ -226,24 +235,31 @@ def _wide_streams(
     """One stream a tile, and one more for each long run of entries that the same part of the tile shares. `seen`: per
     node, entries of it that every query below it sees."""
     own, stream = np.zeros(len(tile), bool), tile
-    if not covers.all():
+    part = (~covers).nonzero()[0]
+    if len(part):
         span = int(hi.max()) + 1
-        _, run, where = np.unique((tile * span + lo) * span + hi, return_index=True, return_inverse=True)
-        long_run = np.bincount(where, entries * size) >= rule.own_run
-        own = long_run[where] & ~covers
-        stream = tile * (len(run) + 1) + np.where(own, where + 1, 0)
+        same = (tile[part] * span + lo[part]) * span + hi[part]
+        by_part = same.argsort(kind="stable")
+        part, same = part[by_part], same[by_part]
+        starts, ends = _runs(same)
+        long_run = np.add.reduceat(entries[part], starts) * size >= rule.own_run
+        chosen = long_run.repeat(ends - starts)
+        own[part[chosen]] = True
+        stream = tile * span * span
+        stream[part[chosen]] = same[chosen]
     full = np.where(covers | own, np.minimum(np.maximum(seen[node], 0), entries), 0)
     # Pairs that all owners see come first, then the one that they see in part, then those that need a mask.
-    rank = np.where(full == entries, 0, np.where(full > 0, 1, 2))
-    by_stream = np.lexsort((rank, stream))
+    by_stream = (stream * 3 + (full < entries) * (1 + (full == 0))).argsort(kind="stable")
     stream = stream[by_stream]
-    starts = _begins(stream)
+    starts, ends = _runs(stream)
     head = by_stream[starts]
     first, last = np.minimum.reduceat(group_lo[by_stream], starts), np.maximum.reduceat(group_hi[by_stream], starts)
     query0 = first * group_queries
     owners_lo = np.where(own[head], lo[head] - query0, 0)
     owners_hi = np.where(own[head], hi[head] - query0, (last - first) * group_queries)
-    return _Streams(node[by_stream], entries[by_stream], full[by_stream], starts, first, last, owners_lo, owners_hi)
+    return _Streams(
+        node[by_stream], entries[by_stream], full[by_stream], starts, ends, first, last, owners_lo, owners_hi
+    )
 
 
 def _full_entries(stream: _Streams, count: np.ndarray) -> np.ndarray:
@@ -251,7 +267,7 @@ def _full_entries(stream: _Streams, count: np.ndarray) -> np.ndarray:
     whole = stream.full == stream.entries
     if whole.all():
         return count
-    ends = np.concatenate([stream.starts[1:], [len(whole)]])
+    ends = stream.ends
     broken = np.concatenate([(~whole).nonzero()[0], [len(whole)]])
     first = np.minimum(broken[np.searchsorted(broken, stream.starts)], ends)  # the first pair that is not whole
     before = np.concatenate([[0], stream.entries.cumsum()])
@@ -261,7 +277,7 @@ def _full_entries(stream: _Streams, count: np.ndarray) -> np.ndarray:
 
 def _owners(stream: _Streams, query_lo: np.ndarray, query_hi: np.ndarray, group_queries: int) -> np.ndarray:
     """Per pair: the first of the stream's queries that owns the node's entries | how many do << 8."""
-    pairs = np.concatenate([stream.starts[1:], [len(stream.node)]]) - stream.starts
+    pairs = stream.ends - stream.starts
     origin = stream.group_lo.repeat(pairs) * group_queries
     width = (stream.group_hi - stream.group_lo).repeat(pairs) * group_queries
     first = np.maximum(query_lo[stream.node] - origin, 0)
@@ -290,7 +306,7 @@ def _split(
         of, begin, length = np.arange(len(count)), np.zeros_like(count), count
     else:
         of = np.arange(len(count)).repeat(number)
-        begin = _within(number) * chunk[of]
+        begin = _count_from(0, number) * chunk[of]
         length = np.minimum(count[of] - begin, chunk[of])
     items = np.zeros((len(of), 8), np.int64)
     items[:, 0] = kind
@@ -309,7 +325,7 @@ def _record(items: np.ndarray, num_groups: int, merge_groups: int) -> tuple[np.n
     """`Schedule.items` and the number of slots: where each item leaves its part of each of its groups. Groups with wide
     parts are merged by items of their own, `merge_groups` at once, after all others."""
     groups = items[:, _GROUPS]
-    item, place = np.arange(len(items)).repeat(groups), _within(groups)
+    item, place = np.arange(len(items)).repeat(groups), _count_from(0, groups)
     of_group = items[item, _GROUP0] + place
     parts = np.bincount(of_group, minlength=num_groups)
     first_slot = parts.cumsum() - parts
