@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -45,20 +44,6 @@ class Prefix:
             self.lengthen(self.tail)
         self.tail = None
 
-    def parts(self) -> Iterator[tuple[float, float, Prefix | None]]:
-        """Lower edge and width of all that may hold something unseen, in order, and the prefix that it belongs to; None
-        where no token was seen."""
-        edge = 0.0
-        for ahead in sorted(self.ahead.values(), key=_low):
-            if ahead.low - edge > _LEAST:
-                yield edge, ahead.low - edge, None
-            edge = max(edge, ahead.low)
-            if (ahead.high - edge) * ahead.rest > _LEAST:
-                yield edge, ahead.high - edge, ahead
-            edge = max(edge, ahead.high)
-        if 1.0 - edge > _LEAST:
-            yield edge, 1.0 - edge, None
-
     def is_free(self, edge: float, width: float) -> bool:
         return not self.leaving or not any(edge <= number < edge + width for number in self.leaving)
 
@@ -66,7 +51,6 @@ class Prefix:
         """Set `rest` and `free` from those of the prefixes ahead."""
         rest = free = edge = 0.0
         leaving = self.leaving
-        # As `parts` goes, without a generator or calls: this is what a search asks most often.
         for ahead in sorted(self.ahead.values(), key=_low) if len(self.ahead) > 1 else self.ahead.values():
             low, high = ahead.low, ahead.high
             width = low - edge
@@ -93,11 +77,23 @@ class Prefix:
         """Where as much as `target` is free before it: the number that leaves the prefix there, or the same in the
         measure of the prefix ahead, and that. None where rounding has left nothing."""
         self.unroll()
-        for edge, width, ahead in self.parts():
-            size = width * ahead.free if ahead is not None else width * self.is_free(edge, width)
-            if target < size:
-                return (edge + target, None) if ahead is None else (target / width, ahead)
-            target -= size
+        edge = 0.0
+        for ahead in sorted(self.ahead.values(), key=_low):
+            width = ahead.low - edge
+            if width > _LEAST and self.is_free(edge, width):
+                if target < width:
+                    return edge + target, None
+                target -= width
+            edge = max(edge, ahead.low)
+            width = ahead.high - edge
+            if width * ahead.rest > _LEAST:
+                if target < width * ahead.free:
+                    return target / width, ahead
+                target -= width * ahead.free
+            edge = max(edge, ahead.high)
+        width = 1.0 - edge
+        if width > _LEAST and self.is_free(edge, width) and target < width:
+            return edge + target, None
         return None
 
 
