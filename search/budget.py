@@ -31,6 +31,11 @@ class Budget:
                     f"a budget of {limit} {item.name} allows nothing; it must be above 0", option=item.name
                 )
 
+    @property
+    def runs(self) -> bool:
+        """Whether a limit can be reached between two finished steps."""
+        return self.tokens is not None or self.seconds is not None or self.kv_bytes is not None
+
     def spent(self, *, tokens: int, nodes: int, seconds: float, steps: int = 0, kv_bytes: int = 0) -> str | None:
         """The name of the first limit that is reached, or None."""
         if self.tokens is not None and tokens >= self.tokens:

@@ -236,13 +236,14 @@ class _Run:
                 yield self._tick(now)
 
     def _stop(self, news: bool) -> str | None:
-        if self.solved:
-            return "solved"
-        reason = self.algorithm.done(self.tree) if news else None
-        if reason:
-            return reason
+        if news:
+            reason = "solved" if self.solved else self.algorithm.done(self.tree)
+            if reason:
+                return reason
         if self.interrupted():
             return "interrupted"
+        if not news and not self.budget.runs:
+            return None
         generator = self.generator
         return self.budget.spent(
             tokens=generator.policy_tokens + generator.scorer_tokens,
