@@ -124,11 +124,13 @@ class RecordedJudge(Judge):
 
     def _values(self, judged: Sequence[tuple[Step, Node]], tree: SearchTree) -> Sequence[float | None]:
         known = [self._nodes.get(node.id) for _, node in judged]
-        if all(known):
-            self._generator.charge(sum(node.judge_tokens or 0 for node in known if node is not None))
-            return [node.reward for node in known if node is not None]
+        told = [node for node in known if node is not None and not node.late]
+        if len(told) == len(known):
+            self._generator.charge(sum(node.judge_tokens or 0 for node in told))
+            return [node.reward for node in told]
         self._warm_up(judged, tree)
-        # A step that was recorded without those judged beside it is judged with them, so that it costs what it did.
+        # A step that was recorded without those judged beside it is judged with them, so that it costs what it did; so
+        # is one that was judged beside others because the search was cut short.
         values = super()._values(judged, tree)
         return [value if node is None else node.reward for node, value in zip(known, values, strict=True)]
 

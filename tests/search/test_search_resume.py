@@ -145,6 +145,15 @@ def test_interrupted_again_and_again_the_same_tree_comes(fake_model_class, lette
     assert lasting(events) == lasting(whole)
 
 
+def test_steps_that_a_cut_had_judged_together_cost_what_they_do_one_after_the_other(fake_model_class, letters):
+    case = Case(fake_model_class, letters, "mcts", Budget(tokens=90), costly=True)
+    whole = case.whole()
+    events = list(run_search(**case.settings(interrupted=patience(8))))
+    late = [event for event in events if isinstance(event, NodeAdded) and event.late and event.duplicate_of is None]
+    assert len(late) > 1
+    assert lasting(written(events, case.resumed(events))) == lasting(whole)
+
+
 def patience(polls: int) -> Callable[[], bool]:
     """An interrupt after so many polls."""
     left = iter([False] * polls)
