@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frtool.search.budget import Budget
-from frtool.search.events import Ended, Event, Resumed, RunStarted, Tick, from_record, to_record
+from frtool.search.events import Ended, Event, NodeAdded, Resumed, RunStarted, Tick, from_record, to_record
 from frtool.search.protocols import Expand, Step
 from frtool.search.registry import ALGORITHMS, make_algorithm
 from frtool.search.resume import Mismatch, continue_search, record_of
