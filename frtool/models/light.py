@@ -102,7 +102,7 @@ class LlamaForCausalLM(nn.Module):
         hidden = self.embed_tokens(input_ids)
         turns = (torch.embedding(self._cos, position_ids), torch.embedding(self._sin, position_ids))
         for layer in self.layers:
-            hidden = layer(hidden, position_ids=position_ids, position_embeddings=turns, tree=tree)
+            hidden = layer.over_tree(hidden, tree, *turns)
         kept = logits_to_keep if isinstance(logits_to_keep, torch.Tensor) else slice(-logits_to_keep, None)
         hidden = hidden[:, kept]
         return SimpleNamespace(logits=self.lm_head(self.norm(hidden)))

@@ -47,19 +47,20 @@ class PackedLinear(nn.Module):
             weight = weight[order]
             self.bias = None if self.bias is None else self.bias[order]
         self._packed = _pack(weight.detach())
+        self._product, self._joined = _op()._linear_pointwise.default, _op()._linear_pointwise.binary
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = _op()._linear_pointwise(x, self._packed, self.bias, *self._then)
+        out: torch.Tensor = self._product(x, self._packed, self.bias, *self._then)
         return out
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """`residual` + this layer of x, rounded once."""
-        out: torch.Tensor = _op()._linear_pointwise.binary(x, residual, self._packed, self.bias, "add")
+        out: torch.Tensor = self._joined(x, residual, self._packed, self.bias, "add")
         return out
 
     def times(self, factor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """`factor` * this layer of x, rounded once."""
-        out: torch.Tensor = _op()._linear_pointwise.binary(x, factor, self._packed, self.bias, "mul")
+        out: torch.Tensor = self._joined(x, factor, self._packed, self.bias, "mul")
         return out
 
 

@@ -14,9 +14,13 @@ from torch import nn
 from torch.nn import functional
 
 from frtool.kernels.attention import tree_attention
+from frtool.kernels.grouped import GroupedPlan, attend_grouped
 
 from .packed import SILU, PackedLinear
 from .tree_pass import TreeBatch, tree_attention_forward
+
+_PLAIN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+"""Models that are an embedding, a rotary embedding, layers, a norm and an output matrix, and nothing else."""
 
 
 class PackedDecoderLayer(nn.Module):
@@ -67,8 +71,7 @@ class PackedDecoderLayer(nn.Module):
         assert position_embeddings is not None
         attend = self._attention()
         if attend is tree_attention_forward:
-            mixed = self._attend(hidden_states, kwargs["tree"], *position_embeddings)
-            return self._mlp(self.out.add_to(hidden_states, mixed))
+            return self.over_tree(hidden_states, kwargs["tree"], *position_embeddings)
         block = self.self_attn
         batch, length, _ = hidden_states.shape
         heads = self._heads
@@ -93,6 +96,10 @@ class PackedDecoderLayer(nn.Module):
         )
         return self._mlp(self.out.add_to(hidden_states, mixed.reshape(batch, length, -1)))
 
+    def over_tree(self, x: torch.Tensor, tree: TreeBatch, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """`forward` in a pass over branches."""
+        return self._mlp(self.out.add_to(x, self._attend(x, tree, cos, sin)))
+
     def _attend(self, x: torch.Tensor, tree: TreeBatch, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """`[1, T, heads * D]`: the attention of a pass over branches, zero in padding rows. No more operations than it
         takes: with few branches each costs more than what it computes."""
@@ -102,17 +109,18 @@ class PackedDecoderLayer(nn.Module):
         turns = tree.common.get(id(cos))
         if turns is None:  # it keeps cos, so that its id stays its own
             turns = tree.common[id(cos)] = (_turns(cos[0, :real], sin[0, :real]), cos)
-        qkv = self.qkv(self._before(x)).view(rows, heads + 2 * kv_heads, dim)
+        qkv = self.qkv.forward(self._before(x)).view(rows, heads + 2 * kv_heads, dim)
         if real < rows:
             qkv = qkv[:real]
         both, value = self._split(qkv)
         query, key = _rotate(both, turns[0]).split_with_sizes((heads, kv_heads), 1)
         slots = tree.slots if len(tree.slots) == real else tree.slots[:real]
         allocator.write(block.layer_idx, slots, key, value)
+        # The pool has taken keys of this shape; what else `tree_attention` checks is fixed with the model.
+        attend = attend_grouped if isinstance(plan, GroupedPlan) else tree_attention
         window = self.window.get("sliding_window")
-        mixed = tree_attention(
-            query, allocator, layer=block.layer_idx, plan=plan, scale=block.scaling, window=window
-        ).to(x.dtype)
+        mixed = attend(query, allocator, plan=plan, layer=block.layer_idx, scale=block.scaling, window=window)
+        mixed = mixed.to(x.dtype)
         if real < rows:
             padded = tree.common.get(heads)
             if padded is None:
@@ -124,7 +132,7 @@ class PackedDecoderLayer(nn.Module):
     def _mlp(self, x: torch.Tensor) -> torch.Tensor:
         """`[batch, T, hidden]`, the residual added."""
         normed = self._between(x)
-        gate = self.gate(normed)
+        gate = self.gate.forward(normed)
         if self.activation is not None:
             gate = self.activation(gate)
         return self.down.add_to(x, self.up.times(gate, normed))
@@ -177,7 +185,27 @@ def pack_layers(model: Any) -> int:
     norm = getattr(getattr(model, "model", None), "norm", None)
     if count and type(norm) is type(layers[0].norms[0]):
         model.model.norm = PackedNorm(norm)
+        if count == 5 * len(layers) and type(model).__name__ in _PLAIN:
+            model.tree_logits = tree_logits
     return count
+
+
+def tree_logits(
+    model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, tree: TreeBatch, logit_rows: torch.Tensor | int
+) -> torch.Tensor | None:
+    """`tree_pass.model_logits` without what transformers does around the layers: masks, caches, recorded outputs. None
+    where the model's configuration names another attention."""
+    decoder = model.model
+    if decoder.layers[0]._attention() is not tree_attention_forward:
+        return None
+    hidden = decoder.embed_tokens(input_ids.unsqueeze(0))
+    cos, sin = decoder.rotary_emb(hidden, position_ids.unsqueeze(0))
+    for layer in decoder.layers:
+        hidden = layer.over_tree(hidden, tree, cos, sin)
+    if isinstance(logit_rows, torch.Tensor):
+        hidden = hidden[:, logit_rows]
+    logits: torch.Tensor = model.lm_head(decoder.norm(hidden))[0]
+    return logits
 
 
 def _known_layers() -> dict[type, Any]:
@@ -222,7 +250,9 @@ class _Norm:
         exact = x.float()
         length = torch.linalg.vector_norm(exact, 2, -1, True)
         inverse = torch.addcmul(self._epsilon, length, length, value=self._share).rsqrt_()
-        return (exact * inverse).mul_(self._weight).to(x.dtype)
+        if exact is x:
+            return (x * inverse).mul_(self._weight)
+        return exact.mul_(inverse).mul_(self._weight).to(x.dtype)
 
 
 def _turns(cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

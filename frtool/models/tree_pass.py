@@ -104,6 +104,10 @@ def model_logits(
     logit_rows: torch.Tensor | int = 0,
 ) -> torch.Tensor:
     """`forward_tree` in the model's own number format, for callers in inference mode. `logit_rows` 0: all rows."""
+    direct = getattr(model, "tree_logits", None)  # of packed layers
+    packed: torch.Tensor | None = direct and direct(model, input_ids, position_ids, batch, logit_rows)
+    if packed is not None:
+        return packed
     out = model(
         input_ids=input_ids.unsqueeze(0),
         position_ids=position_ids.unsqueeze(0),

@@ -123,6 +123,8 @@ def test_a_pass_over_a_tree_gives_what_the_interface_of_transformers_gives(kind,
     model.set_attn_implementation(ATTENTION_NAME)
     packed.pack_model(model)
     direct = run()
+    monkeypatch.delattr(model, "tree_logits")
+    assert torch.equal(run(), direct), "what transformers does around the layers plays a part"
     monkeypatch.setattr(packed_layers, "tree_attention_forward", None)
     torch.testing.assert_close(direct, run(), rtol=1e-5, atol=1e-5)
 
