@@ -171,8 +171,9 @@ class BlockLedger:
                 np.subtract.at(self._refs, sources, 1)
                 self._copy_blocks(sources, blocks[first[copied]].tolist())
             self._count_table_blocks(needed - len(sources))
-        self._lengths[rows] += counts_
-        for branch, length in zip(found.branches, self._lengths[rows].tolist(), strict=True):
+        lengths = self._lengths[rows] + counts_
+        self._lengths[rows] = lengths
+        for branch, length in zip(found.branches, lengths.tolist(), strict=True):
             branch.length = length
 
     def free_branch(self, branch_id: int) -> None:
@@ -384,7 +385,7 @@ class BlockLedger:
 
     def _growth(
         self, found: _Found, counts: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[int]]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int], list[int]]:
         """What `append_many` would do. Per branch its table row, the first and one-past-last index of the table that
         get new blocks, then the branches whose tail is copied and the blocks they copy."""
         rows = found.rows
@@ -397,21 +398,19 @@ class BlockLedger:
         lengths = self._lengths[rows]
         start = -(-lengths // self.block_size)
         want = -(-(lengths + counts) // self.block_size)
-        partial = np.flatnonzero(lengths % self.block_size)
-        tails = self._tables[rows[partial], start[partial] - 1]
-        shared = np.flatnonzero(self._refs[tails] > 1)
+        tails = self._tables[rows, start - 1]
         copied: list[int] = []
         sources: list[int] = []
         holders: dict[int, int] = {}
-        for i in shared:  # the last holder of a tail writes in place
-            tail = int(tails[i])
+        for i in ((self._refs[tails] > 1) & (lengths % self.block_size > 0)).nonzero()[0].tolist():
+            tail = int(tails[i])  # the last holder of a tail writes in place
             left = holders.get(tail, int(self._refs[tail]))
             if left > 1:
-                copied.append(int(partial[i]))
+                copied.append(i)
                 sources.append(tail)
+                start[i] -= 1
             holders[tail] = left - 1
-        start[copied] -= 1
-        return rows, start, want, np.array(copied, np.int64), sources
+        return rows, start, want, copied, sources
 
     def _copy_blocks(self, sources: list[int], targets: list[int]) -> None:
         """Called when the contents of `sources` must appear in `targets`, before anything is written to either."""
