@@ -219,6 +219,8 @@ def _batches(
     m = tile_queries * query_rows
     step = _key_step(dim, torch.get_num_threads(), device.type)
     tile_bytes = kv_heads * 4 * 2 * (CHUNK * dim + m * (CHUNK + dim))
+    # Tiles of each size have working memory of their own: in one for all, a core writes what lies in another's cache.
+    kind = f" of {tile_queries}"
     parts = max(n // max(_BATCH_BYTES // tile_bytes, least_tiles, 1), 1)
     before: np.ndarray | None = None
     for part in range(parts):
@@ -231,15 +233,15 @@ def _batches(
         keys = -(-int(seen[lo:hi].max()) // step) * step
         count = (hi - lo) * kv_heads
         kv_rows = first_rows[lo:hi, ..., :keys] + offsets
-        q = allocator.scratch("q", count * m, dim)
+        q = allocator.scratch("q" + kind, count * m, dim)
         width = kv_heads * dim if by_token else dim
-        stored = allocator.scratch("stored", kv_rows.size, width, dtype=allocator.dtype)
+        stored = allocator.scratch("stored" + kind, kv_rows.size, width, dtype=allocator.dtype)
         gathered, exact = stored, None
         if by_token:
-            gathered = allocator.scratch("exact", hi - lo, kv_heads, 2, keys, dim)
+            gathered = allocator.scratch("exact" + kind, hi - lo, kv_heads, 2, keys, dim)
             exact = gathered, stored.view(hi - lo, 2, keys, kv_heads, dim).permute(0, 3, 1, 2, 4)
         k, v = gathered.view(count, 2, keys, dim).unbind(1)
-        scores = allocator.scratch("scores", count, m, keys)
+        scores = allocator.scratch("scores" + kind, count, m, keys)
         mask = hidden[lo:hi, ..., :keys] if lo < masked else None
         tails = None
         if mask is not None and tile_queries == 1 and device.type == "cpu":
