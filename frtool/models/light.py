@@ -44,7 +44,7 @@ class LlamaForCausalLM(nn.Module):
         head = _linear(table.clone(), (text.vocab_size, text.hidden_size))
         self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size, _weight=table, _freeze=True)
         self.lm_head = PackedLinear(head)
-        self.layers = nn.ModuleList([self._layer(weights, index) for index in range(text.num_hidden_layers)])
+        self.layers: Any = nn.ModuleList([self._layer(weights, index) for index in range(text.num_hidden_layers)])
         self.norm = PackedNorm(_Norm(weights.pop("model.norm.weight"), text.rms_norm_eps))
         steps = torch.arange(0, text.head_dim, 2, dtype=torch.float) / text.head_dim
         frequencies = 1.0 / text.rope_parameters["rope_theta"] ** steps
