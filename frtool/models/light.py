@@ -18,7 +18,7 @@ from frtool.errors import ModelError
 from .checkpoint import read_config, require_tokenizer, summarize_weights
 from .light_tokenizer import LightTokenizer
 from .packed import PackedLinear
-from .packed_layers import PackedDecoderLayer, PackedNorm
+from .packed_layers import PackedDecoderLayer, PackedNorm, tree_logits
 from .support import position_limit
 from .text import one_line
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class LlamaForCausalLM(nn.Module):
-    """A Llama decoder with tied embeddings; called as transformers' own, but for passes over a tree only.
+    """A Llama decoder with tied embeddings, for passes over a tree only.
 
     It bears the name of the architecture, which traces record.
     """
@@ -41,10 +41,21 @@ class LlamaForCausalLM(nn.Module):
         text.get_text_config = lambda decoder=True: text
         self.config = text
         table = weights.pop("model.embed_tokens.weight")
-        head = _linear(table.clone(), (text.vocab_size, text.hidden_size))
+        self.lm_head = PackedLinear(_linear(table.clone(), (text.vocab_size, text.hidden_size)))
+        self.model = _Decoder(text, table, weights)
+        self.tree_logits = tree_logits
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed_tokens
+
+
+class _Decoder(nn.Module):
+    """What `tree_logits` asks of a model below its output matrix."""
+
+    def __init__(self, text: Any, table: torch.Tensor, weights: dict[str, torch.Tensor]) -> None:
+        super().__init__()
         self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size, _weight=table, _freeze=True)
-        self.lm_head = PackedLinear(head)
-        self.layers: Any = nn.ModuleList([self._layer(weights, index) for index in range(text.num_hidden_layers)])
+        self.layers = nn.ModuleList([_layer(text, weights, index) for index in range(text.num_hidden_layers)])
         self.norm = PackedNorm(_Norm(weights.pop("model.norm.weight"), text.rms_norm_eps))
         steps = torch.arange(0, text.head_dim, 2, dtype=torch.float) / text.head_dim
         frequencies = 1.0 / text.rope_parameters["rope_theta"] ** steps
@@ -52,60 +63,44 @@ class LlamaForCausalLM(nn.Module):
         angles = torch.cat((angles, angles), -1)
         self._cos, self._sin = angles.cos().to(table.dtype), angles.sin().to(table.dtype)
 
-    def _layer(self, weights: dict[str, torch.Tensor], index: int) -> PackedDecoderLayer:
-        text, name = self.config, f"model.layers.{index}"
-        hidden, inner, dim = text.hidden_size, text.intermediate_size, text.head_dim
-        wide, narrow = text.num_attention_heads * dim, text.num_key_value_heads * dim
+    def rotary_emb(self, _: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin `[1, T, D]` of int64 `[1, T]`."""
+        return torch.embedding(self._cos, position_ids), torch.embedding(self._sin, position_ids)
 
-        def linear(part: str, *shape: int) -> nn.Linear:
-            return _linear(weights.pop(f"{name}.{part}.weight"), shape)
 
-        def norm(part: str) -> _Norm:
-            return _Norm(weights.pop(f"{name}.{part}.weight"), text.rms_norm_eps)
+def _layer(text: Any, weights: dict[str, torch.Tensor], index: int) -> PackedDecoderLayer:
+    name = f"model.layers.{index}"
+    hidden, inner, dim = text.hidden_size, text.intermediate_size, text.head_dim
+    wide, narrow = text.num_attention_heads * dim, text.num_key_value_heads * dim
 
-        block = SimpleNamespace(
-            q_proj=linear("self_attn.q_proj", wide, hidden),
-            k_proj=linear("self_attn.k_proj", narrow, hidden),
-            v_proj=linear("self_attn.v_proj", narrow, hidden),
-            o_proj=linear("self_attn.o_proj", hidden, wide),
-            layer_idx=index,
-            head_dim=dim,
-            scaling=dim**-0.5,
-        )
-        mlp = SimpleNamespace(
-            gate_proj=linear("mlp.gate_proj", inner, hidden),
-            up_proj=linear("mlp.up_proj", inner, hidden),
-            down_proj=linear("mlp.down_proj", hidden, inner),
-            act_fn=functional.silu,
-        )
-        layer = SimpleNamespace(
-            self_attn=block,
-            mlp=mlp,
-            input_layernorm=norm("input_layernorm"),
-            post_attention_layernorm=norm("post_attention_layernorm"),
-        )
-        return PackedDecoderLayer(layer, None)
+    def linear(part: str, *shape: int) -> nn.Linear:
+        return _linear(weights.pop(f"{name}.{part}.weight"), shape)
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embed_tokens
+    def norm(part: str) -> _Norm:
+        return _Norm(weights.pop(f"{name}.{part}.weight"), text.rms_norm_eps)
 
-    def forward(
-        self,
-        *,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        tree: Any,
-        logits_to_keep: torch.Tensor | int = 0,
-        use_cache: bool = False,
-    ) -> SimpleNamespace:
-        """input_ids, position_ids int64 `[1, T]`; `logits` `[1, R, vocab]` of the rows `logits_to_keep`, 0 for all."""
-        hidden = self.embed_tokens(input_ids)
-        turns = (torch.embedding(self._cos, position_ids), torch.embedding(self._sin, position_ids))
-        for layer in self.layers:
-            hidden = layer.over_tree(hidden, tree, *turns)
-        kept = logits_to_keep if isinstance(logits_to_keep, torch.Tensor) else slice(-logits_to_keep, None)
-        hidden = hidden[:, kept]
-        return SimpleNamespace(logits=self.lm_head(self.norm(hidden)))
+    block = SimpleNamespace(
+        q_proj=linear("self_attn.q_proj", wide, hidden),
+        k_proj=linear("self_attn.k_proj", narrow, hidden),
+        v_proj=linear("self_attn.v_proj", narrow, hidden),
+        o_proj=linear("self_attn.o_proj", hidden, wide),
+        layer_idx=index,
+        head_dim=dim,
+        scaling=dim**-0.5,
+    )
+    mlp = SimpleNamespace(
+        gate_proj=linear("mlp.gate_proj", inner, hidden),
+        up_proj=linear("mlp.up_proj", inner, hidden),
+        down_proj=linear("mlp.down_proj", hidden, inner),
+        act_fn=functional.silu,
+    )
+    layer = SimpleNamespace(
+        self_attn=block,
+        mlp=mlp,
+        input_layernorm=norm("input_layernorm"),
+        post_attention_layernorm=norm("post_attention_layernorm"),
+    )
+    return PackedDecoderLayer(layer, None)
 
 
 class _Norm(nn.Module):
