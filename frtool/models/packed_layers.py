@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from frtool.kernels.attention import tree_attention
+from frtool.kernels.grouped import GroupedPlan, attend_grouped
 
 from .packed import SILU, PackedLinear
 from .tree_pass import TreeBatch, tree_attention_forward
@@ -115,10 +116,11 @@ class PackedDecoderLayer(nn.Module):
         query, key = _rotate(both, turns[0]).split_with_sizes((heads, kv_heads), 1)
         slots = tree.slots if len(tree.slots) == real else tree.slots[:real]
         allocator.write(block.layer_idx, slots, key, value)
+        # The pool has taken keys of this shape; what else `tree_attention` checks is fixed with the model.
+        attend = attend_grouped if isinstance(plan, GroupedPlan) else tree_attention
         window = self.window.get("sliding_window")
-        mixed = tree_attention(
-            query, allocator, layer=block.layer_idx, plan=plan, scale=block.scaling, window=window
-        ).to(x.dtype)
+        mixed = attend(query, allocator, plan=plan, layer=block.layer_idx, scale=block.scaling, window=window)
+        mixed = mixed.to(x.dtype)
         if real < rows:
             padded = tree.common.get(heads)
             if padded is None:
