@@ -77,9 +77,8 @@ class BlockLedger:
         self.block_size = block_size
         self._branches: dict[int, Branch] = {}
         self._next_id = 0
-        # int64 because numpy converts any other index, which costs more than the lookup.
         self._refs = np.zeros(num_blocks, np.int64)
-        self._tables = np.full((8, 8), -1, np.int64)
+        self._tables = np.full((8, 8), -1, np.int32)
         self._lengths = np.zeros(8, np.int64)
         """Tokens of the branch of each table row; 0 where there is none."""
         self._found: _Found | None = None
@@ -209,7 +208,7 @@ class BlockLedger:
     def block_table(self, branch_id: int) -> np.ndarray:
         """int32 `[blocks]`, a copy: the physical blocks of the branch in order."""
         branch = self._branch(branch_id)
-        return self._tables[branch._row, : self._blocks_for(branch.length)].astype(np.int32)
+        return self._tables[branch._row, : self._blocks_for(branch.length)].copy()
 
     def block_tables(self, branch_ids: Sequence[int]) -> np.ndarray:
         """int32 `[len(branch_ids), most blocks]`, a copy; rows end in -1 where a branch has fewer blocks."""
@@ -222,7 +221,7 @@ class BlockLedger:
         blocks = -(-lengths // self.block_size)
         width = int(blocks.max(initial=0))
         least = int(blocks.min(initial=width))
-        tables = self._tables[rows, :width].astype(np.int32)
+        tables = self._tables[rows, :width]
         if least < width:
             tables[:, least:][np.arange(least, width) >= blocks[:, None]] = -1
         return tables, lengths
@@ -425,7 +424,7 @@ class BlockLedger:
         """Make table rows hold at least `num_blocks` entries."""
         rows, columns = self._tables.shape
         if num_blocks > columns:
-            tables = np.full((rows, max(num_blocks, 2 * columns)), -1, np.int64)
+            tables = np.full((rows, max(num_blocks, 2 * columns)), -1, np.int32)
             tables[:, :columns] = self._tables
             self._tables = tables
 
