@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import index
 
 import numpy as np
 
@@ -57,7 +56,7 @@ def plan_tree(
 
     Raises ValueError for no branch, a repeated branch, or a query count outside 1..length; UnknownBranch.
     """
-    ids = tuple(map(index, branch_ids))
+    ids = allocator.known_ids(branch_ids)
     if not ids:
         raise ValueError("attention needs at least one branch")
     if not allocator.are_distinct(ids):
@@ -68,11 +67,11 @@ def plan_tree(
     if queries.shape != lengths.shape:
         raise ValueError(f"{len(ids)} branches but {queries.size} query counts")
     bad = (queries < 1) | (queries > lengths)
-    if bad.any():
+    if np.count_nonzero(bad):
         i = int(bad.argmax())
         raise ValueError(f"branch {ids[i]} of {lengths[i]} tokens cannot have {queries[i]} query tokens")
     q_start = np.zeros(len(ids) + 1, np.int32)
-    queries.cumsum(out=q_start[1:])
+    np.add.accumulate(queries, out=q_start[1:])
     # Blocks that all branches hold form one node: of these columns one is enough to plan the rest.
     skip = max(_held_by_all(tables) - 1, 0)
     cells = tables[:, skip:] + 1  # 0: no block
@@ -88,7 +87,7 @@ def plan_tree(
         new = _not_above(cells)
     start, stop, lo, hi = _nodes(holders.take(cells), new, ends)
     if skip:
-        start += skip * (start > 0)
+        np.add(start, skip, out=start, where=start > 0)
         stop += skip
     return TreePlan(ids, allocator.block_size, queries, q_start, lengths, tables, order, start, stop, lo, hi)
 
@@ -97,7 +96,8 @@ def _held_by_all(tables: np.ndarray) -> int:
     """How many leading blocks all rows hold."""
     first = tables[0]
     common = int(np.count_nonzero((first == tables[-1]) & (first >= 0)))
-    if common and (tables[:, common - 1] == first[common - 1]).all():  # then they hold all before it too
+    differ = tables[:, common - 1] != first[common - 1]
+    if common and not np.count_nonzero(differ):  # then they hold all before it too
         return common
     return int(np.count_nonzero((tables[:, :common] == first[:common]).all(axis=0)))
 
@@ -142,11 +142,16 @@ def _nodes(
     holders: np.ndarray, new: np.ndarray, ends: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """node_start, node_stop, node_lo, node_hi of rows in depth-first order. Per cell: how many rows hold its block, and
-    whether the row above does not, which is overwritten. Per row: its number of blocks."""
-    new[:, 1:] &= holders[:, 1:] != holders[:, :-1]
-    cell = new.ravel().nonzero()[0]
-    lo, start = np.divmod(cell, new.shape[1])
-    hi = lo + holders.ravel()[cell]
+    whether the row above does not. Per row: its number of blocks."""
+    width = new.shape[1]
+    holders, begins = holders.ravel(), np.empty(new.size, bool)
+    np.not_equal(holders[1:], holders[:-1], out=begins[1:])
+    begins[::width] = True
+    begins &= new.ravel()
+    cell = begins.nonzero()[0]
+    lo = cell // width
+    start = cell - lo * width
+    hi = lo + holders[cell]
     stop = ends[lo]
     np.copyto(stop[:-1], start[1:], where=lo[1:] == lo[:-1], casting="same_kind")  # the next node continues this row
     return start.astype(np.int32), stop, lo.astype(np.int32), hi.astype(np.int32)
