@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 
@@ -49,12 +50,13 @@ class Branch:
 
 @dataclass(slots=True)
 class _Found:
-    """Branches by id, and their table rows int64 `[n]`."""
+    """Branches by id, their table rows int64 `[n]`, and what `keep` was given for them."""
 
     ids: tuple[int, ...]
     branches: list[Branch]
     rows: np.ndarray
     distinct: bool = field(init=False)
+    kept: Any = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.distinct = len(set(self.ids)) == len(self.ids)
@@ -147,6 +149,7 @@ class BlockLedger:
                 shared = int(row[start])
                 self._refs[shared] -= 1
                 self._copy_blocks([shared], blocks[:1])
+                self._forget()
             for index, block in enumerate(blocks, start):
                 row[index] = block
                 self._refs[block] = 1
@@ -169,6 +172,7 @@ class BlockLedger:
             if sources:
                 np.subtract.at(self._refs, sources, 1)
                 self._copy_blocks(sources, blocks[first[copied]].tolist())
+                self._forget()
             self._count_table_blocks(needed - len(sources))
         lengths = self._lengths[rows] + counts_
         self._lengths[rows] = lengths
@@ -316,6 +320,19 @@ class BlockLedger:
         _prove(len(rows) + len(self._free_rows) == len(self._tables), "a table row is lost")
         _prove(table_blocks == self._table_blocks, "the unshared count disagrees with the branches")
         _prove(self.num_blocks - len(free) <= self._peak_blocks, "more blocks are used than the peak")
+
+    def keep(self, branch_ids: Sequence[int], value: Any) -> None:
+        """Hold what follows from the blocks that these branches share, as long as nothing else is asked for."""
+        self._find(branch_ids).kept = value
+
+    def kept(self, branch_ids: Sequence[int]) -> Any:
+        """What `keep` was given; None if it was not, or if since then a branch has ended or copied a shared block.
+        Until then blocks are only added, each to one branch."""
+        return self._find(branch_ids).kept
+
+    def _forget(self) -> None:
+        if self._found is not None:
+            self._found.kept = None
 
     def _branch(self, branch_id: int) -> Branch:
         try:

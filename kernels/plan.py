@@ -72,15 +72,33 @@ def plan_tree(
         raise ValueError(f"branch {ids[i]} of {lengths[i]} tokens cannot have {queries[i]} query tokens")
     q_start = np.zeros(len(ids) + 1, np.int32)
     np.add.accumulate(queries, out=q_start[1:])
+    ends = -(-lengths // allocator.block_size)
+    kept = allocator.kept(ids)
+    if kept is None:
+        order, start, stop, lo, hi = _find_nodes(tables, ends)
+        own = (hi - lo == 1).nonzero()[0]
+        if len(own) == len(ids):  # every branch ends in a node of its own: no other grows
+            allocator.keep(ids, (order, start, stop, lo, hi, own))
+    else:
+        order, start, stop, lo, hi, own = kept
+        stop = stop.copy()
+        stop[own] = ends[order]
+    return TreePlan(ids, allocator.block_size, queries, q_start, lengths, tables, order, start, stop, lo, hi)
+
+
+def _find_nodes(
+    tables: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """order, node_start, node_stop, node_lo, node_hi. Per row: its number of blocks."""
     # Blocks that all branches hold form one node: of these columns one is enough to plan the rest.
     skip = max(_held_by_all(tables) - 1, 0)
     cells = tables[:, skip:] + 1  # 0: no block
-    ends = -(-lengths // allocator.block_size) - skip
+    ends = ends - skip
     holders = np.bincount(cells.ravel())
     holders[0] = 0
     new = _not_above(cells)
     if np.count_nonzero(new) == np.count_nonzero(holders):  # each block's holders are neighbours already
-        order = np.arange(len(ids), dtype=np.int32)
+        order = np.arange(len(tables), dtype=np.int32)
     else:
         order = _depth_first(cells, len(holders))
         cells, ends = cells[order], ends[order]
@@ -89,7 +107,7 @@ def plan_tree(
     if skip:
         np.add(start, skip, out=start, where=start > 0)
         stop += skip
-    return TreePlan(ids, allocator.block_size, queries, q_start, lengths, tables, order, start, stop, lo, hi)
+    return order, start, stop, lo, hi
 
 
 def _held_by_all(tables: np.ndarray) -> int:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import random
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 
@@ -81,6 +84,29 @@ def test_the_order_depends_on_the_sharing_and_not_on_where_blocks_lie():
         return plan_tree(allocator, ids).order.tolist()
 
     assert order(False) == order(True) == [0, 2, 4, 1, 3]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_plan_that_follows_another_is_the_one_that_would_be_found_anew(random_forest, seed):
+    forest = random_forest(seed, block_size=4, kv_heads=1, head_dim=1, longest=40)
+    pool, ids, rng = forest.allocator, forest.branch_ids, random.Random(seed)
+    kept = 0
+    for _ in range(40):
+        act = rng.random()
+        if act < 0.6:
+            pool.append_many(ids, [1] * len(ids))
+        elif act < 0.8:
+            pool.append(rng.choice(ids), 5)
+        elif act < 0.9:
+            ids.append(pool.fork(rng.choice(ids)).branch_id)
+        elif len(ids) > 1:
+            pool.free_branch(ids.pop(rng.randrange(len(ids))))
+        kept += pool.kept(ids) is not None
+        follower = plan_tree(pool, ids)
+        pool.keep(ids, None)
+        for mine, anew in zip(astuple(follower), astuple(plan_tree(pool, ids)), strict=True):
+            assert np.array_equal(mine, anew)
+    assert kept > 5
 
 
 def test_queries_are_the_last_tokens_of_their_branch():
