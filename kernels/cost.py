@@ -6,6 +6,7 @@ The constants are microseconds fitted on an H100; elsewhere only their ratios ma
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,31 +92,34 @@ def choose_wide(
     wide_time = work * np.where(covers | (keys >= rule.own_run), rule.wide_key, rule.masked_key)
     gain = narrow_time - wide_time
     gains = gain > 0
-    tiles = int(tile.max()) + 1
-    groups = np.minimum(num_groups - np.arange(tiles) * shape.tile_groups, shape.tile_groups)
-    mixed = np.bincount(tile, np.maximum(gain, 0), tiles) - rule.item - groups * rule.piece
+    tiles = -(-num_groups // shape.tile_groups)
+    groups = np.full(tiles, shape.tile_groups)
+    groups[-1] = num_groups - (tiles - 1) * shape.tile_groups
+    mixed = np.bincount(tile, gain * gains, tiles) - rule.item - groups * rule.piece
     rest = np.where(gains, gain, narrow_time - work * rule.masked_key)
     every = np.bincount(tile, rest, tiles) + (groups - 1) * rule.item
-    all_wide = every > np.maximum(mixed, 0)
-    wide = (all_wide | (mixed > 0))[tile] & (all_wide[tile] | gains)
-    if not wide.any():
+    mixed_gains = mixed > 0
+    all_wide = every > mixed * mixed_gains
+    wide = (all_wide | mixed_gains)[tile] & (all_wide[tile] | gains)
+    if not np.count_nonzero(wide):
         return none
 
     # Both ways end to end: all the work shared out, or if that takes longer, the longest chain of one tile's parts.
     units = rule.multiprocessors
-    per_tile = np.bincount(tile, np.where(wide, wide_time, 0), tiles)
+    per_tile = np.bincount(tile, wide_time * wide, tiles)
     longest, streams = float(per_tile.max()), int(np.count_nonzero(per_tile)) * heads
     left = float(narrow_time[~wide].sum())
-    chain = min(
-        math.prod(_waves(pieces * streams, rule)) * longest / pieces + (pieces + (left > 0)) * rule.wide_merge
-        for pieces in _PIECES
-        if pieces <= 32
-    )
-    chain += 2 * rule.item
     items = num_groups * heads / (2 * units)
     together = (float(per_tile.sum()) + left) * heads / units + (left > 0) * items * rule.item
     alone = float(narrow_time.sum()) * heads / units + max(items, 1) * rule.item + rule.merge / min(items, 1)
-    return none if alone < max(chain, together) else wide
+    if alone < together:
+        return none
+    for pieces in _CHAIN_PIECES:
+        waves, slower = _waves(pieces * streams, rule)
+        chain = waves * slower * longest / pieces + (pieces + (left > 0)) * rule.wide_merge + 2 * rule.item
+        if chain <= alone:
+            return wide
+    return none
 
 
 def shared_load(tree: TreePlan, heads: int, tile_queries: int, multiprocessors: int) -> float:
@@ -131,20 +135,23 @@ def shared_load(tree: TreePlan, heads: int, tile_queries: int, multiprocessors: 
 
 
 _PIECES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96)
+_CHAIN_PIECES = tuple(reversed(_PIECES[: _PIECES.index(32) + 1]))
+"""Many first: where wide items pay, few pieces take longer than none."""
 
 
-def _candidates(count: np.ndarray, align: int) -> list[tuple[int, int, int]]:
-    """Into how many pieces the longest stream is cut, entries a piece, items of all streams."""
+def _candidates(count: np.ndarray, align: int) -> Iterator[tuple[int, int, int]]:
+    """Into how many pieces the longest stream is cut, entries a piece, items of all streams: from one piece on."""
     longest = int(count.max())
     rounds = -(-longest // align)
+    yield 1, rounds * align, int(np.count_nonzero(count))
     most = min(rounds, _PIECES[-1])
-    pieces = [n for n in _PIECES if n < most] + [most]
+    pieces = [n for n in _PIECES[1:] if n < most] + [most]
     chunks = [-(-rounds // n) * align for n in pieces]
     if int(count.min()) == longest:
         items = [len(count) * -(-longest // chunk) for chunk in chunks]
     else:
         items = ceil_div(count, np.array(chunks)[:, None]).sum(axis=1).tolist()
-    return list(zip(pieces, chunks, items, strict=True))
+    yield from zip(pieces, chunks, items, strict=True)
 
 
 def _waves(programs: float, rule: CostRule) -> tuple[int, float]:
@@ -158,15 +165,18 @@ def wide_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: Cos
     """Entries an item of wide streams takes at most: what finishes first."""
     key = size * rule.wide_key
     total = int(count.sum()) * heads
-
-    def finish(candidate: tuple[int, int, int]) -> float:
-        pieces, chunk, items = candidate
+    best, least = 0, math.inf
+    for pieces, chunk, items in _candidates(count, align):
         waves, slower = _waves(total / chunk, rule)
         together = (items * heads * rule.item + total * key * slower) / (rule.crowd * rule.multiprocessors)
+        chain = waves * (rule.item + chunk * key * slower)
         merged = rule.item + pieces * rule.wide_merge if pieces > 1 else 0.0
-        return max(waves * (rule.item + chunk * key * slower), together) + merged
-
-    return min(_candidates(count, align), key=finish)[1]
+        time = max(chain, together) + merged
+        if time < least:
+            best, least = chunk, time
+        if together >= chain:  # all of the machine is busy: more pieces only add to its work
+            break
+    return best
 
 
 def narrow_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: CostRule, busy: int = 0) -> int:
@@ -175,12 +185,15 @@ def narrow_chunk(count: np.ndarray, align: int, size: float, heads: int, rule: C
     key = size * rule.narrow_key
     work = int(count.sum()) * key
     units = rule.multiprocessors
-
-    def finish(candidate: tuple[int, int, int]) -> float:
-        pieces, chunk, items = candidate
+    best, least = 0, math.inf
+    for pieces, chunk, items in _candidates(count, align):
         programs = items * heads + busy
         crowd = min(max(programs / units, 1), 2)
+        together = (work + items * rule.item) * heads / units
         chain = -(-programs // (2 * units)) * (chunk * key * crowd + rule.item)
-        return max((work + items * rule.item) * heads / units, chain) + pieces * rule.merge
-
-    return min(_candidates(count, align), key=finish)[1]
+        time = max(together, chain) + pieces * rule.merge
+        if time < least:
+            best, least = chunk, time
+        if together >= chain:  # all of the machine is busy: more pieces only add to its work
+            break
+    return best
