@@ -30,6 +30,11 @@ class TileShape:
     merge_groups: int = 1
     """Groups that are merged at once, at most eight."""
 
+    @property
+    def tile_queries(self) -> int:
+        """Query tokens of a tile; of a group where there are no wide tiles."""
+        return self.group_queries * max(self.tile_groups, 1)
+
 
 @dataclass(frozen=True, slots=True)
 class CostRule:

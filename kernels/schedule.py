@@ -9,6 +9,7 @@ they fill the machine. Everything is numpy over nodes, tiles, groups and blocks;
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,7 @@ ITEM_FIELDS = 32
 for up to eight groups: the slot of the item's partial result, the group's first slot, its number of parts (of a merge
 item: 0 where there is nothing to merge)."""
 _GROUP0, _GROUPS, _DEFERRED, _SLOT, _FIRST_SLOT, _PARTS = 4, 5, 6, 8, 16, 24
+_TABLES = np.array([[_SLOT], [_FIRST_SLOT], [_PARTS]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,39 +46,55 @@ class Schedule:
     """Partial results."""
 
 
+class _Pairs(NamedTuple):
+    """Pairs of a node and a tile with queries below it, node after node. int64 but `covers`."""
+
+    node: np.ndarray
+    tile: np.ndarray
+    lo: np.ndarray
+    hi: np.ndarray
+    """The tile's queries below the node."""
+    group: np.ndarray
+    groups: np.ndarray
+    """The first group that these lie in, and how many do."""
+    covers: np.ndarray
+    """Whether they are all of the tile's queries."""
+
+
 @dataclass(slots=True)
 class _Streams:
     """Pairs of (node, tile or group), sorted by stream: the tile or group whose queries read the node's entries."""
 
+    kind: int
     node: np.ndarray
     entries: np.ndarray
-    """Of the node that the pair reads."""
-    full: np.ndarray
-    """Of these, from the front, the entries that every owner sees in full; 0 where a mask is needed."""
-    starts: np.ndarray
-    ends: np.ndarray
-    """First pair of each stream, and the one after its last."""
-    group_lo: np.ndarray
-    group_hi: np.ndarray
-    owners_lo: np.ndarray
-    owners_hi: np.ndarray
-    """Per stream: its groups; the queries, from its first, for which full entries count."""
+    owners: np.ndarray
+    """Per pair: entries of the node that it reads; the first of the stream's queries that owns them | how many << 8."""
+    count: np.ndarray
+    group: np.ndarray
+    groups: np.ndarray | int
+    """Per stream: its entries, its first group, its number of groups."""
+    full: np.ndarray | int = 0
+    owners_lo: np.ndarray | int = 0
+    owners_hi: np.ndarray | int = 0
+    """Per stream: how many of its entries, from the front, every owner sees in full, and who these owners are."""
 
 
 def _count_from(first: np.ndarray | int, counts: np.ndarray) -> np.ndarray:
     """first[0], first[0] + 1, ..., counts[0] numbers in all, first[1], first[1] + 1, ..."""
-    stops = counts.cumsum()
-    numbers = (first - stops + counts).repeat(counts)
+    numbers = (first + counts - counts.cumsum()).repeat(counts)
     numbers += np.arange(len(numbers))
     return numbers
 
 
 def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where runs of equal values begin and end."""
-    new = np.ones(len(values) + 1, bool)
+    """Where runs of equal values begin, and how long they are."""
+    new = np.empty(len(values) + 1, bool)
+    new[0] = new[-1] = True
     np.not_equal(values[1:], values[:-1], out=new[1:-1])
     edges = new.nonzero()[0]
-    return edges[:-1], edges[1:]
+    starts = edges[:-1]
+    return starts, edges[1:] - starts
 
 
 def schedule_tree(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule) -> Schedule:
@@ -95,79 +113,70 @@ def schedule_apart(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule)
 def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, apart: bool) -> Schedule | None:
     size, split = shape.entry, tree.block_size // shape.entry
     order = tree.order
-    lengths = tree.lengths[order].astype(np.int64)
+    lengths = tree.lengths[order]
     total = tree.num_queries
-    one_each = total == len(order)
-    if one_each:
+    query_lo, query_hi = tree.node_lo.astype(np.int64), tree.node_hi.astype(np.int64)
+    node_start = tree.node_start.astype(np.int64) * split
+    node_entries = tree.node_stop * split - node_start
+    if total == len(order):
         query_token, query_pos = order, lengths - 1
-        query_lo, query_hi = tree.node_lo.astype(np.int64), tree.node_hi.astype(np.int64)
         seen_by_first = lengths
+        pairs = _pairs(query_lo, query_hi, total, shape)
+        entries = node_entries[pairs.node]
     else:
         asked = tree.q_lens[order].astype(np.int64)
         query = np.zeros(len(order) + 1, np.int64)
-        np.cumsum(asked, out=query[1:])
+        asked.cumsum(out=query[1:])
         query_token, query_pos = _count_from(tree.q_start[order], asked), _count_from(lengths - asked, asked)
-        query_lo, query_hi = query[tree.node_lo], query[tree.node_hi]
         seen_by_first = lengths - asked + 1
-    node_start = tree.node_start.astype(np.int64) * split
-    node_entries = tree.node_stop * split - node_start
-
-    tile_queries = shape.group_queries * max(shape.tile_groups, 1)
+        pairs = _pairs(query[query_lo], query[query_hi], total, shape)
+        # Keys after the last query of the tile are seen by none.
+        latest = np.maximum.reduceat(query_pos, np.arange(0, total, shape.tile_queries))
+        seen = np.maximum(latest[pairs.tile] // size + 1 - node_start[pairs.node], 0)
+        entries = np.minimum(seen, node_entries[pairs.node])
     num_groups = -(-total // shape.group_queries)
-    first_tile = query_lo // tile_queries
-    tiles = (query_hi - 1) // tile_queries + 1 - first_tile
-    node = np.arange(len(tiles)).repeat(tiles)
-    tile = _count_from(first_tile, tiles)
-    entries = node_entries[node]
-    if not one_each:  # keys after the last query of the tile are seen by none
-        latest = np.maximum.reduceat(query_pos, np.arange(0, total, tile_queries))
-        entries = np.minimum(np.maximum(latest[tile] // size + 1 - node_start[node], 0), entries)
-    tile_lo = tile * tile_queries
-    tile_hi = np.minimum(tile_lo + tile_queries, total)
-    lo, hi = np.maximum(query_lo[node], tile_lo), np.minimum(query_hi[node], tile_hi)
-    group_lo, group_hi = lo // shape.group_queries, (hi - 1) // shape.group_queries + 1
-    covers = (lo == tile_lo) & (hi == tile_hi)
-
-    wide = choose_wide(tile, group_hi - group_lo, covers, entries * size, num_groups, heads, shape, rule)
-    if apart and 4 * int(((group_hi - group_lo) * entries)[~wide].sum()) < int(entries[wide].sum()):
+    wide = choose_wide(pairs.tile, pairs.groups, pairs.covers, entries * size, num_groups, heads, shape, rule)
+    chosen, others = wide.nonzero()[0], (~wide).nonzero()[0]
+    if apart and 4 * int(pairs.groups[others] @ entries[others]) < int(entries[chosen].sum()):
         return None
+
     spans = _spans(tree)
-    streams, kinds = [], []
-    chosen = slice(None) if wide.all() else wide.nonzero()[0]
-    if wide.any():
-        pairs = (a[chosen] for a in (node, tile, lo, hi, group_lo, group_hi, entries, covers))
-        seen = _below(np.minimum, seen_by_first, spans)  # tokens that every query below a node sees
-        seen = seen // size - node_start
-        streams.append(_wide_streams(*pairs, seen=seen, size=size, group_queries=shape.group_queries, rule=rule))
-        kinds.append(WIDE)
-    if not wide.all():
-        others = (~wide).nonzero()[0]
-        streams.append(_narrow_streams(*(a[others] for a in (node, entries, group_lo, group_hi))))
-        kinds.append(NARROW)
+    streams: list[_Streams] = []
+    if len(chosen):
+        seen = _below(np.minimum, seen_by_first, spans) // size - node_start
+        streams.append(_wide_streams(pairs, chosen, entries, seen, size, shape.group_queries, rule))
+    if len(others):
+        streams.append(_narrow_streams(pairs, others, entries, shape.group_queries))
+    ranked: list[np.ndarray] = []
+    offset = 0
+    for stream in streams:
+        busy = 0 if apart else heads * sum(map(len, ranked))
+        ranked.append(_split(stream, offset, size, heads, shape, rule, busy))
+        offset += int(stream.count.sum())
+    records, num_slots = _record(_launch_order(ranked, heads, rule, apart), num_groups, shape.merge_groups)
 
-    items: list[np.ndarray] = []
-    lists, offset = [], 0
-    for kind, stream in zip(kinds, streams, strict=True):
-        count = np.add.reduceat(stream.entries, stream.starts)
-        busy = 0 if apart else heads * sum(len(item) for item in items)
-        items.append(_split(kind, stream, count, offset, size, heads, shape, rule, busy))
-        lists.append((stream.node, stream.entries, _owners(stream, query_lo, query_hi, shape.group_queries)))
-        offset += int(count.sum())
-    pair_node, pair_entries, pair_owners = (np.concatenate(a) for a in zip(*lists, strict=True))
-    of_node = pair_node.repeat(pair_entries)
-    index = _count_from(node_start[pair_node], pair_entries)
-    row_begin = order[tree.node_lo] * tree.tables.shape[1]
-    cell = row_begin[of_node] + (index if split == 1 else index // split)
-    block = tree.tables.ravel().take(cell)
-    if split > 1:
-        block = block * split + index % split
-    base = index * size
-    held = _held(_below(np.maximum, lengths, spans)[of_node], base, size)
-    mark = pair_owners.repeat(pair_entries) | held << 16 | base << 32
-
-    records, num_slots = _record(_launch_order(items, heads, rule, apart), num_groups, shape.merge_groups)
-    narrowed = (a.astype(np.int32, copy=False) for a in (block, of_node, query_token, query_pos))
-    block, of_node, query_token, query_pos = narrowed
+    # Entries of a pair follow each other in its node.
+    node, entries, owners = _joined(streams)
+    of_node = node.astype(np.int32).repeat(entries)
+    stops = entries.cumsum()
+    start = node_start[node]
+    index = (start + entries - stops).repeat(entries)
+    index += np.arange(offset)
+    row = (order[tree.node_lo] * tree.tables.shape[1])[node].repeat(entries)
+    if split == 1:
+        block = tree.tables.ravel().take(row + index)
+    else:
+        block = tree.tables.ravel().take(row + index // split) * split + index % split
+    mark = (owners + (size << 16)).repeat(entries)
+    mark += index * (size << 32)
+    # Only the last block of a node may be held in part: take from its entries, the last first, what is missing.
+    missing = (start + entries) * size - _below(np.maximum, lengths, spans)[node]
+    for last in range(1, split + 1):
+        part = (missing > 0).nonzero()[0]
+        mark[stops[part] - last] -= np.minimum(missing[part], size) << 16
+        missing -= size
+    narrowed = (a.astype(np.int32, copy=False) for a in (block, query_token, query_pos))
+    block, query_token, query_pos = narrowed
     return Schedule(records, block, mark, of_node, query_token, query_pos, num_groups, num_slots)
 
 
@@ -184,15 +193,19 @@ def grown(schedule: Schedule, before: TreePlan, tree: TreePlan, size: int) -> Sc
         return None
     lengths = tree.lengths[tree.order]
     longest = _below(np.maximum, lengths, _spans(tree))[schedule.entry_node]
-    held = _held(longest, schedule.entry_mark >> 32, size)
+    held = np.minimum(np.maximum(longest - (schedule.entry_mark >> 32), 0), size)
     mark = schedule.entry_mark & ~0xFFFF0000 | held << 16
     return replace(schedule, entry_mark=mark, query_pos=lengths - 1)
 
 
 def _spans(tree: TreePlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For `_below`. The first branch below each node; the nodes above several branches; and of these the first branch
-    and the one after the last, node after node."""
+    and the one after the last, node after node. No nodes above several where it does not matter: with one query each,
+    branches that all end in a node of their own hold and see the whole of every node above."""
     inner = (tree.node_hi - tree.node_lo > 1).nonzero()[0]
+    branches = len(tree.order)
+    if len(tree.node_lo) - len(inner) == branches == tree.num_queries:
+        inner = inner[:0]
     spans = np.empty(2 * len(inner), np.int64)
     spans[::2], spans[1::2] = tree.node_lo[inner], tree.node_hi[inner]
     return tree.node_lo, inner, spans
@@ -203,37 +216,52 @@ def _below(of_two: np.ufunc, of_branch: np.ndarray, spans: tuple[np.ndarray, np.
     first, inner, edges = spans
     below = of_branch[first]
     if len(inner):
-        padded = np.zeros(len(of_branch) + 1, np.int64)
+        padded = np.zeros(len(of_branch) + 1, of_branch.dtype)
         padded[:-1] = of_branch
         below[inner] = of_two.reduceat(padded, edges)[::2]
     return below
 
 
-def _held(longest: np.ndarray, base: np.ndarray, size: int) -> np.ndarray:
-    """Per entry: tokens of it that the longest branch below its node holds."""
-    return np.minimum(np.maximum(longest - base, 0), size)
+def _pairs(query_lo: np.ndarray, query_hi: np.ndarray, total: int, shape: TileShape) -> _Pairs:
+    """All there are. Per node: the queries below it."""
+    tile_queries, group_queries = shape.tile_queries, shape.group_queries
+    first = query_lo // tile_queries
+    tiles = (query_hi - 1) // tile_queries + 1 - first
+    node = np.arange(len(tiles)).repeat(tiles)
+    tile = _count_from(first, tiles)
+    bounds = np.arange(0, total + tile_queries, tile_queries)
+    bounds[-1] = total
+    tile_lo, tile_hi = bounds[tile], bounds[1:][tile]
+    lo, hi = np.maximum(query_lo[node], tile_lo), np.minimum(query_hi[node], tile_hi)
+    group = lo // group_queries
+    groups = (hi - 1) // group_queries + 1 - group
+    return _Pairs(node, tile, lo, hi, group, groups, (lo == tile_lo) & (hi == tile_hi))
 
 
-def _narrow_streams(node: np.ndarray, entries: np.ndarray, group_lo: np.ndarray, group_hi: np.ndarray) -> _Streams:
-    """One stream a group."""
-    reach = group_hi - group_lo
-    pair, group = np.arange(len(node)), group_lo
-    if reach.max() > 1:
-        pair, group = pair.repeat(reach), _count_from(group_lo, reach)
+def _narrow_streams(pairs: _Pairs, chosen: np.ndarray, entries: np.ndarray, group_queries: int) -> _Streams:
+    """One stream a group. `entries`: of all pairs."""
+    group, groups = pairs.group[chosen], pairs.groups[chosen]
+    if groups.max() > 1:
+        chosen, group = chosen.repeat(groups), _count_from(group, groups)
     by_group = group.argsort(kind="stable")
-    group, pair = group[by_group], pair[by_group]
-    starts, ends = _runs(group)
-    first = group[starts]
-    nothing = np.zeros_like(first)
-    return _Streams(node[pair], entries[pair], np.zeros_like(pair), starts, ends, first, first + 1, nothing, nothing)
+    group, chosen = group[by_group], chosen[by_group]
+    starts, _ = _runs(group)
+    entries = entries[chosen]
+    query0 = group * group_queries
+    lo, hi = np.maximum(pairs.lo[chosen], query0), np.minimum(pairs.hi[chosen], query0 + group_queries)
+    owners = lo - query0 | hi - lo << 8
+    return _Streams(NARROW, pairs.node[chosen], entries, owners, np.add.reduceat(entries, starts), group[starts], 1)
 
 
 def _wide_streams(
-    node: np.ndarray, tile: np.ndarray, lo: np.ndarray, hi: np.ndarray, group_lo: np.ndarray, group_hi: np.ndarray,
-    entries: np.ndarray, covers: np.ndarray, *, seen: np.ndarray, size: int, group_queries: int, rule: CostRule,
+    pairs: _Pairs, chosen: np.ndarray, entries: np.ndarray, seen: np.ndarray, size: int, group_queries: int,
+    rule: CostRule,
 ) -> _Streams:  # fmt: skip
-    """One stream a tile, and one more for each long run of entries that the same part of the tile shares. `seen`: per
-    node, entries of it that every query below it sees."""
+    """One stream a tile, and one more for each long run of entries that the same part of the tile shares. `entries`: of
+    all pairs. `seen`: per node, entries of it that every query below it sees."""
+    if len(chosen) < len(entries):
+        pairs, entries = _Pairs(*(a[chosen] for a in pairs)), entries[chosen]
+    node, tile, lo, hi, group, groups, covers = pairs
     own, stream = np.zeros(len(tile), bool), tile
     part = (~covers).nonzero()[0]
     if len(part):
@@ -241,55 +269,58 @@ def _wide_streams(
         same = (tile[part] * span + lo[part]) * span + hi[part]
         by_part = same.argsort(kind="stable")
         part, same = part[by_part], same[by_part]
-        starts, ends = _runs(same)
+        starts, sizes = _runs(same)
         long_run = np.add.reduceat(entries[part], starts) * size >= rule.own_run
-        chosen = long_run.repeat(ends - starts)
-        own[part[chosen]] = True
-        stream = tile * span * span
-        stream[part[chosen]] = same[chosen]
-    full = np.where(covers | own, np.minimum(np.maximum(seen[node], 0), entries), 0)
+        chosen = long_run.repeat(sizes)
+        part = part[chosen]
+        own[part] = True
+        stream = tile * (span * span)
+        stream[part] = same[chosen]
+    full = np.minimum(np.maximum(seen[node], 0), entries) * (covers | own)
     # Pairs that all owners see come first, then the one that they see in part, then those that need a mask.
-    by_stream = (stream * 3 + (full < entries) * (1 + (full == 0))).argsort(kind="stable")
-    stream = stream[by_stream]
-    starts, ends = _runs(stream)
-    head = by_stream[starts]
-    first, last = np.minimum.reduceat(group_lo[by_stream], starts), np.maximum.reduceat(group_hi[by_stream], starts)
+    masked = full < entries
+    by_stream = (stream * 3 + masked * (1 + (full == 0))).argsort(kind="stable")
+    starts, sizes = _runs(stream[by_stream])
+    node, lo, hi, group, groups, entries = (a[by_stream] for a in (node, lo, hi, group, groups, entries))
+    first, groups = np.minimum.reduceat(group, starts), np.maximum.reduceat(group + groups, starts)
+    groups -= first
     query0 = first * group_queries
-    owners_lo = np.where(own[head], lo[head] - query0, 0)
-    owners_hi = np.where(own[head], hi[head] - query0, (last - first) * group_queries)
-    return _Streams(
-        node[by_stream], entries[by_stream], full[by_stream], starts, ends, first, last, owners_lo, owners_hi
+    count = np.add.reduceat(entries, starts)
+    full = _leading(full[by_stream], entries, starts) if np.count_nonzero(masked) else count
+    owners = lo - query0.repeat(sizes) | hi - lo << 8
+    own = own[by_stream[starts]]
+    owners_lo = (lo[starts] - query0) * own
+    owners_hi = np.where(own, hi[starts] - query0, groups * group_queries)
+    return _Streams(WIDE, node, entries, owners, count, first, groups, full, owners_lo, owners_hi)
+
+
+def _leading(full: np.ndarray, entries: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Per stream: entries from its front that every owner sees in full, which ends with the first pair of which they
+    see only a part."""
+    whole = full == entries
+    counts = whole.copy()
+    counts[1:] |= whole[:-1]
+    counts[starts] = True
+    return np.add.reduceat(full * counts, starts)
+
+
+def _joined(streams: list[_Streams]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """node, entries and owners of the pairs of all streams."""
+    if len(streams) == 1:
+        return streams[0].node, streams[0].entries, streams[0].owners
+    node, entries, owners = (
+        np.concatenate([getattr(s, name) for s in streams]) for name in ("node", "entries", "owners")
     )
-
-
-def _full_entries(stream: _Streams, count: np.ndarray) -> np.ndarray:
-    """Per stream: how many of its `count` entries, from the front, every owner sees in full."""
-    whole = stream.full == stream.entries
-    if whole.all():
-        return count
-    ends = stream.ends
-    broken = np.concatenate([(~whole).nonzero()[0], [len(whole)]])
-    first = np.minimum(broken[np.searchsorted(broken, stream.starts)], ends)  # the first pair that is not whole
-    before = np.concatenate([[0], stream.entries.cumsum()])
-    part = np.where(first < ends, np.concatenate([stream.full, [0]])[first], 0)
-    return before[first] - before[stream.starts] + part
-
-
-def _owners(stream: _Streams, query_lo: np.ndarray, query_hi: np.ndarray, group_queries: int) -> np.ndarray:
-    """Per pair: the first of the stream's queries that owns the node's entries | how many do << 8."""
-    pairs = stream.ends - stream.starts
-    origin = stream.group_lo.repeat(pairs) * group_queries
-    width = (stream.group_hi - stream.group_lo).repeat(pairs) * group_queries
-    first = np.maximum(query_lo[stream.node] - origin, 0)
-    return first | (np.minimum(query_hi[stream.node] - origin, width) - first) << 8
+    return node, entries, owners
 
 
 def _split(
-    kind: int, stream: _Streams, count: np.ndarray, offset: int, size: int, heads: int, shape: TileShape,
-    rule: CostRule, busy: int,
-) -> np.ndarray:  # fmt: skip
-    """int64 `[items, 8]`: the first fields of the streams' items, cut into whole rounds. `offset`: entries before."""
-    wide = kind == WIDE
+    stream: _Streams, offset: int, size: int, heads: int, shape: TileShape, rule: CostRule, busy: int
+) -> np.ndarray:
+    """int32 `[items, 8]`: the first fields of the streams' items, cut into whole rounds, long ones first. `offset`:
+    entries before."""
+    count = stream.count
+    wide = stream.kind == WIDE
     keys = shape.wide_keys if wide else shape.narrow_keys
     align = max(keys // size, 1)
     number: np.ndarray | int | None = rule.wide_items if wide else rule.narrow_items
@@ -299,65 +330,42 @@ def _split(
             wide_chunk(count, align, width, heads, rule) if wide
             else narrow_chunk(count, align, width, heads, rule, busy)
         )  # fmt: skip
-        number = ceil_div(count, most)
-    chunk = np.maximum(ceil_div(ceil_div(count, number), align) * align, 1)
-    number = ceil_div(count, chunk)
-    if number.max() == 1:
-        of, begin, length = np.arange(len(count)), np.zeros_like(count), count
-    else:
-        of = np.arange(len(count)).repeat(number)
-        begin = _count_from(0, number) * chunk[of]
-        length = np.minimum(count[of] - begin, chunk[of])
-    items = np.zeros((len(of), 8), np.int64)
-    items[:, 0] = kind
-    items[:, 1] = offset + (count.cumsum() - count)[of] + begin
-    if wide:
-        items[:, 2] = np.minimum(np.maximum(_full_entries(stream, count)[of] - begin, 0), length) * size // keys * keys
+        number = ceil_div(count, most) if most < count.max() else 1
+    of, begin, length = _pieces(count, number, align)
+    items = np.zeros((len(of), 8), np.int32)
+    items[:, 0] = stream.kind
+    items[:, 1] = (count.cumsum() - count)[of] + (begin + offset)
     items[:, 3] = length * size
-    items[:, 4] = stream.group_lo[of]
-    items[:, 5] = (stream.group_hi - stream.group_lo)[of]
+    items[:, 4] = stream.group[of]
+    if not wide:
+        items[:, 5] = 1
+        return items
+    items[:, 2] = np.minimum(np.maximum(stream.full[of] - begin, 0), length) * size // keys * keys
+    items[:, 5] = stream.groups[of]
     items[:, 6] = stream.owners_lo[of]
     items[:, 7] = stream.owners_hi[of]
     return items
 
 
-def _record(items: np.ndarray, num_groups: int, merge_groups: int) -> tuple[np.ndarray, int]:
-    """`Schedule.items` and the number of slots: where each item leaves its part of each of its groups. Groups with wide
-    parts are merged by items of their own, `merge_groups` at once, after all others."""
-    groups = items[:, _GROUPS]
-    item, place = np.arange(len(items)).repeat(groups), _count_from(0, groups)
-    of_group = items[item, _GROUP0] + place
-    parts = np.bincount(of_group, minlength=num_groups)
-    first_slot = parts.cumsum() - parts
-    by_group = of_group.argsort(kind="stable")
-
-    deferred = np.zeros(num_groups, bool)
-    deferred[of_group[items[item, 0] == WIDE]] = True
-    deferred &= parts > 1
-    first = deferred.nonzero()[0]
-    if merge_groups > 1:
-        first = np.unique(first // merge_groups) * merge_groups
-
-    records = np.zeros((len(items) + len(first), ITEM_FIELDS), np.int32)
-    records[: len(items), :8] = items
-    narrow = (items[:, 0] == NARROW).nonzero()[0]
-    records[narrow, _DEFERRED] = deferred[items[narrow, _GROUP0]]
-    records[item[by_group], _SLOT + place[by_group]] = np.arange(len(item))
-    records[item, _FIRST_SLOT + place] = first_slot[of_group]
-    records[item, _PARTS + place] = parts[of_group]
-    merges = records[len(items) :]
-    merges[:, 0], merges[:, _GROUP0] = MERGE, first
-    merges[:, _GROUPS] = np.minimum(num_groups - first, merge_groups)
-    group = np.minimum(first[:, None] + np.arange(merge_groups), num_groups - 1)
-    merges[:, _FIRST_SLOT : _FIRST_SLOT + merge_groups] = first_slot[group]
-    merges[:, _PARTS : _PARTS + merge_groups] = np.where(deferred[group], parts[group], 0)
-    return records, len(item)
+def _pieces(count: np.ndarray, number: np.ndarray | int, align: int) -> tuple[np.ndarray, np.ndarray | int, np.ndarray]:
+    """Streams of `count` entries in at most `number` pieces of whole rounds, long ones first. Per piece: its stream,
+    its first entry in it, its entries."""
+    if isinstance(number, int) and number == 1:
+        of = (-count).argsort(kind="stable")
+        return of, 0, count[of]
+    chunk = np.maximum(ceil_div(ceil_div(count, number), align) * align, 1)
+    number = ceil_div(count, chunk)
+    of = np.arange(len(count)).repeat(number)
+    chunk = chunk[of]
+    begin = _count_from(0, number) * chunk
+    length = np.minimum(count[of] - begin, chunk)
+    by_length = (-length).argsort(kind="stable")
+    return of[by_length], begin[by_length], length[by_length]
 
 
-def _launch_order(kinds: list[np.ndarray], heads: int, rule: CostRule, apart: bool) -> np.ndarray:
-    """All items, long ones first. A first wave of wide items takes a place on every multiprocessor; after it wide and
-    narrow ones alternate so that tensor-bound and memory-bound work run side by side to the end."""
-    ranked = [items[(-items[:, 3]).argsort(kind="stable")] for items in kinds]
+def _launch_order(ranked: list[np.ndarray], heads: int, rule: CostRule, apart: bool) -> np.ndarray:
+    """All items. A first wave of wide items takes a place on every multiprocessor; after it wide and narrow ones
+    alternate so that tensor-bound and memory-bound work run side by side to the end."""
     if len(ranked) == 1:
         return ranked[0]
     wide, narrow = ranked
@@ -367,3 +375,36 @@ def _launch_order(kinds: list[np.ndarray], heads: int, rule: CostRule, apart: bo
     progress = [items[:, 3].cumsum() / items[:, 3].sum() for items in (wide[wave:], narrow) if len(items)]
     rest = np.concatenate([wide[wave:], narrow])
     return np.concatenate([wide[:wave], rest[np.concatenate(progress).argsort(kind="stable")]])
+
+
+def _record(items: np.ndarray, num_groups: int, merge_groups: int) -> tuple[np.ndarray, int]:
+    """`Schedule.items` and the number of slots: where each item leaves its part of each of its groups. Groups with wide
+    parts are merged by items of their own, `merge_groups` at once, after all others."""
+    count, wide, group0, groups = len(items), items[:, 0] == WIDE, items[:, _GROUP0], items[:, _GROUPS]
+    item, place = np.arange(count).repeat(groups), _count_from(0, groups)
+    of_group = group0[item] + place
+    parts = np.bincount(of_group, minlength=num_groups)
+    first_slot = parts.cumsum() - parts
+    slot = np.empty(len(item), np.int64)
+    slot[of_group.argsort(kind="stable")] = np.arange(len(item))
+
+    deferred = np.zeros(num_groups, bool)
+    deferred[of_group[wide[item]]] = True
+    deferred &= parts > 1
+    first = deferred.nonzero()[0]
+    if merge_groups > 1:
+        first = np.unique(first // merge_groups) * merge_groups
+
+    records = np.zeros((count + len(first), ITEM_FIELDS), np.int32)
+    records[:count, :8] = items
+    tables = np.array([slot, first_slot[of_group], parts[of_group]])
+    records.ravel()[item * ITEM_FIELDS + place + _TABLES] = tables
+    if len(first):
+        records[:count, _DEFERRED] += deferred[group0] & ~wide
+        merges = records[count:]
+        merges[:, 0], merges[:, _GROUP0] = MERGE, first
+        merges[:, _GROUPS] = np.minimum(num_groups - first, merge_groups)
+        group = np.minimum(first[:, None] + np.arange(merge_groups), num_groups - 1)
+        merges[:, _FIRST_SLOT : _FIRST_SLOT + merge_groups] = first_slot[group]
+        merges[:, _PARTS : _PARTS + merge_groups] = (parts * deferred)[group]
+    return records, len(item)
