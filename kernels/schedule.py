@@ -4,12 +4,15 @@ Queries are numbered depth first and cut into groups of a few rows; groups are c
 the blocks of one group; a wide item takes blocks that several groups of one tile share. A cost rule decides tile by
 tile which blocks are worth a wide item, and for the whole whether wide items pay at all; long streams are split until
 they fill the machine. Everything is numpy over nodes, tiles, groups and blocks; no work grows with tokens.
+
+From step to step most trees only grow at their ends. What follows from no more than who is below which node, or from
+what wide items read, is kept: functions with a cache take arrays as bytes, and what they return is never written to.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import lru_cache
 
 import numpy as np
 
@@ -23,6 +26,8 @@ for up to eight groups: the slot of the item's partial result, the group's first
 item: 0 where there is nothing to merge)."""
 _GROUP0, _GROUPS, _DEFERRED, _SLOT, _FIRST_SLOT, _PARTS = 4, 5, 6, 8, 16, 24
 _TABLES = np.array([[_SLOT], [_FIRST_SLOT], [_PARTS]])
+_KEPT = 16
+"""Results that each cache holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,8 @@ class Schedule:
     """Partial results."""
 
 
-class _Pairs(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pairs:
     """Pairs of a node and a tile with queries below it, node after node. int64 but `covers`."""
 
     node: np.ndarray
@@ -59,25 +65,26 @@ class _Pairs(NamedTuple):
     """The first group that these lie in, and how many do."""
     covers: np.ndarray
     """Whether they are all of the tile's queries."""
+    spans: tuple[np.ndarray, np.ndarray, np.ndarray]
+    """Of all nodes, see `_spans`."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Streams:
-    """Pairs of (node, tile or group), sorted by stream: the tile or group whose queries read the node's entries."""
+    """Pairs sorted by stream: the tile or group whose queries read the entries of the pairs' nodes."""
 
     kind: int
-    node: np.ndarray
-    entries: np.ndarray
+    pair: np.ndarray
     owners: np.ndarray
-    """Per pair: entries of the node that it reads; the first of the stream's queries that owns them | how many << 8."""
-    count: np.ndarray
+    """Per pair: its number in `_Pairs`; the first of the stream's queries that owns the entries | how many do << 8."""
+    starts: np.ndarray
     group: np.ndarray
-    groups: np.ndarray | int
-    """Per stream: its entries, its first group, its number of groups."""
-    full: np.ndarray | int = 0
-    owners_lo: np.ndarray | int = 0
-    owners_hi: np.ndarray | int = 0
-    """Per stream: how many of its entries, from the front, every owner sees in full, and who these owners are."""
+    groups: np.ndarray
+    """Per stream: its first pair, its first group, its number of groups."""
+    full: np.ndarray
+    owners_lo: np.ndarray
+    owners_hi: np.ndarray
+    """Per wide stream: how many of its entries, from the front, every owner sees in full, and who these owners are."""
 
 
 def _count_from(first: np.ndarray | int, counts: np.ndarray) -> np.ndarray:
@@ -115,68 +122,67 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
     order = tree.order
     lengths = tree.lengths[order]
     total = tree.num_queries
-    query_lo, query_hi = tree.node_lo.astype(np.int64), tree.node_hi.astype(np.int64)
+    asked = None if total == len(order) else tree.q_lens[order].astype(np.int64)
+    pairs = _pairs(tree.node_lo.tobytes(), tree.node_hi.tobytes(), None if asked is None else asked.tobytes(), shape)
     node_start = tree.node_start.astype(np.int64) * split
-    node_entries = tree.node_stop * split - node_start
-    if total == len(order):
+    entries = (tree.node_stop * split - node_start)[pairs.node]
+    if asked is None:
         query_token, query_pos = order, lengths - 1
         seen_by_first = lengths
-        pairs = _pairs(query_lo, query_hi, total, shape)
-        entries = node_entries[pairs.node]
     else:
-        asked = tree.q_lens[order].astype(np.int64)
-        query = np.zeros(len(order) + 1, np.int64)
-        asked.cumsum(out=query[1:])
         query_token, query_pos = _count_from(tree.q_start[order], asked), _count_from(lengths - asked, asked)
         seen_by_first = lengths - asked + 1
-        pairs = _pairs(query[query_lo], query[query_hi], total, shape)
         # Keys after the last query of the tile are seen by none.
         latest = np.maximum.reduceat(query_pos, np.arange(0, total, shape.tile_queries))
         seen = np.maximum(latest[pairs.tile] // size + 1 - node_start[pairs.node], 0)
-        entries = np.minimum(seen, node_entries[pairs.node])
+        entries = np.minimum(seen, entries)
+        query_token, query_pos = query_token.astype(np.int32), query_pos.astype(np.int32)
     num_groups = -(-total // shape.group_queries)
     wide = choose_wide(pairs.tile, pairs.groups, pairs.covers, entries * size, num_groups, heads, shape, rule)
-    chosen, others = wide.nonzero()[0], (~wide).nonzero()[0]
-    if apart and 4 * int(pairs.groups[others] @ entries[others]) < int(entries[chosen].sum()):
-        return None
+    chosen = wide.nonzero()[0]
+    shared = entries[chosen]
+    if apart:
+        rest = int(pairs.groups @ entries) - int(pairs.groups[chosen] @ shared)
+        if 4 * rest < int(shared.sum()):
+            return None
 
-    spans = _spans(tree)
     streams: list[_Streams] = []
-    if len(chosen):
-        seen = _below(np.minimum, seen_by_first, spans) // size - node_start
-        streams.append(_wide_streams(pairs, chosen, entries, seen, size, shape.group_queries, rule))
-    if len(others):
-        streams.append(_narrow_streams(pairs, others, entries, shape.group_queries))
     ranked: list[np.ndarray] = []
-    offset = 0
-    for stream in streams:
-        busy = 0 if apart else heads * sum(map(len, ranked))
-        ranked.append(_split(stream, offset, size, heads, shape, rule, busy))
-        offset += int(stream.count.sum())
+    busy = offset = 0
+    if len(chosen):
+        seen = (_below(np.minimum, seen_by_first, pairs.spans) // size - node_start)[pairs.node[chosen]]
+        seen = np.minimum(np.maximum(seen, 0), shared)
+        stream, items = _wide_part(pairs, wide.tobytes(), shared.tobytes(), seen.tobytes(), heads, shape, rule)
+        streams.append(stream)
+        ranked.append(items)
+        busy = 0 if apart else heads * len(items)
+        offset = int(shared.sum())
+    if len(chosen) < len(wide):
+        stream = _narrow_streams(pairs, wide.tobytes(), shape.group_queries)
+        streams.append(stream)
+        ranked.append(_split(stream, entries[stream.pair], offset, heads, shape, rule, busy))
     records, num_slots = _record(_launch_order(ranked, heads, rule, apart), num_groups, shape.merge_groups)
 
-    # Entries of a pair follow each other in its node.
-    node, entries, owners = _joined(streams)
-    of_node = node.astype(np.int32).repeat(entries)
+    # The entries of a pair follow each other, in the pool as in its node.
+    pair, node, owners = _joined(pairs, *streams)
+    entries, start = entries[pair], node_start[node]
     stops = entries.cumsum()
-    start = node_start[node]
-    index = (start + entries - stops).repeat(entries)
-    index += np.arange(offset)
+    index = _count_from(start, entries)
     row = (order[tree.node_lo] * tree.tables.shape[1])[node].repeat(entries)
-    if split == 1:
-        block = tree.tables.ravel().take(row + index)
-    else:
-        block = tree.tables.ravel().take(row + index // split) * split + index % split
+    block = tree.tables.ravel().take(row + (index if split == 1 else index // split))
+    if split > 1:
+        block = (block * split + index % split).astype(np.int32)
     mark = (owners + (size << 16)).repeat(entries)
     mark += index * (size << 32)
     # Only the last block of a node may be held in part: take from its entries, the last first, what is missing.
-    missing = (start + entries) * size - _below(np.maximum, lengths, spans)[node]
+    missing = (start + entries) * size - _below(np.maximum, lengths, pairs.spans)[node]
     for last in range(1, split + 1):
         part = (missing > 0).nonzero()[0]
+        if not len(part):
+            break
         mark[stops[part] - last] -= np.minimum(missing[part], size) << 16
         missing -= size
-    narrowed = (a.astype(np.int32, copy=False) for a in (block, query_token, query_pos))
-    block, query_token, query_pos = narrowed
+    of_node = node.astype(np.int32).repeat(entries)
     return Schedule(records, block, mark, of_node, query_token, query_pos, num_groups, num_slots)
 
 
@@ -192,23 +198,22 @@ def grown(schedule: Schedule, before: TreePlan, tree: TreePlan, size: int) -> Sc
     if not same:
         return None
     lengths = tree.lengths[tree.order]
-    longest = _below(np.maximum, lengths, _spans(tree))[schedule.entry_node]
+    longest = _below(np.maximum, lengths, _spans(tree.node_lo, tree.node_hi))[schedule.entry_node]
     held = np.minimum(np.maximum(longest - (schedule.entry_mark >> 32), 0), size)
     mark = schedule.entry_mark & ~0xFFFF0000 | held << 16
     return replace(schedule, entry_mark=mark, query_pos=lengths - 1)
 
 
-def _spans(tree: TreePlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _spans(node_lo: np.ndarray, node_hi: np.ndarray, every: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For `_below`. The first branch below each node; the nodes above several branches; and of these the first branch
-    and the one after the last, node after node. No nodes above several where it does not matter: with one query each,
-    branches that all end in a node of their own hold and see the whole of every node above."""
-    inner = (tree.node_hi - tree.node_lo > 1).nonzero()[0]
-    branches = len(tree.order)
-    if len(tree.node_lo) - len(inner) == branches == tree.num_queries:
+    and the one after the last, node after node. None of these, unless `every`, where it does not matter which branch
+    is asked: branches that all end in a node of their own hold the whole of those above."""
+    inner = (node_hi - node_lo > 1).nonzero()[0]
+    if not every and len(node_lo) - len(inner) == node_hi.max():
         inner = inner[:0]
-    spans = np.empty(2 * len(inner), np.int64)
-    spans[::2], spans[1::2] = tree.node_lo[inner], tree.node_hi[inner]
-    return tree.node_lo, inner, spans
+    edges = np.empty(2 * len(inner), np.int64)
+    edges[::2], edges[1::2] = node_lo[inner], node_hi[inner]
+    return node_lo, inner, edges
 
 
 def _below(of_two: np.ufunc, of_branch: np.ndarray, spans: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
@@ -222,46 +227,64 @@ def _below(of_two: np.ufunc, of_branch: np.ndarray, spans: tuple[np.ndarray, np.
     return below
 
 
-def _pairs(query_lo: np.ndarray, query_hi: np.ndarray, total: int, shape: TileShape) -> _Pairs:
-    """All there are. Per node: the queries below it."""
+@lru_cache(maxsize=_KEPT)
+def _pairs(node_lo: bytes, node_hi: bytes, asked: bytes | None, shape: TileShape) -> _Pairs:
+    """All that a tree has. Its `node_lo` and `node_hi`; int64 `[B]`, depth first, the queries of each branch, None if
+    that is one each."""
+    lo, hi = (np.frombuffer(a, np.int32).astype(np.int64) for a in (node_lo, node_hi))
+    spans = _spans(lo, hi, every=asked is not None)  # of several queries the first may not see the whole of a node
+    if asked is not None:
+        query = np.append(0, np.frombuffer(asked, np.int64).cumsum())
+        lo, hi = query[lo], query[hi]
+    total = int(hi.max())
     tile_queries, group_queries = shape.tile_queries, shape.group_queries
-    first = query_lo // tile_queries
-    tiles = (query_hi - 1) // tile_queries + 1 - first
+    first = lo // tile_queries
+    tiles = (hi - 1) // tile_queries + 1 - first
     node = np.arange(len(tiles)).repeat(tiles)
     tile = _count_from(first, tiles)
     bounds = np.arange(0, total + tile_queries, tile_queries)
     bounds[-1] = total
     tile_lo, tile_hi = bounds[tile], bounds[1:][tile]
-    lo, hi = np.maximum(query_lo[node], tile_lo), np.minimum(query_hi[node], tile_hi)
+    lo, hi = np.maximum(lo[node], tile_lo), np.minimum(hi[node], tile_hi)
     group = lo // group_queries
     groups = (hi - 1) // group_queries + 1 - group
-    return _Pairs(node, tile, lo, hi, group, groups, (lo == tile_lo) & (hi == tile_hi))
+    return _Pairs(node, tile, lo, hi, group, groups, (lo == tile_lo) & (hi == tile_hi), spans)
 
 
-def _narrow_streams(pairs: _Pairs, chosen: np.ndarray, entries: np.ndarray, group_queries: int) -> _Streams:
-    """One stream a group. `entries`: of all pairs."""
-    group, groups = pairs.group[chosen], pairs.groups[chosen]
+@lru_cache(maxsize=_KEPT)
+def _narrow_streams(pairs: _Pairs, wide: bytes, group_queries: int) -> _Streams:
+    """One stream a group, of the pairs that are not `wide` (bool)."""
+    pair = (~np.frombuffer(wide, bool)).nonzero()[0]
+    group, groups = pairs.group[pair], pairs.groups[pair]
     if groups.max() > 1:
-        chosen, group = chosen.repeat(groups), _count_from(group, groups)
+        pair, group = pair.repeat(groups), _count_from(group, groups)
     by_group = group.argsort(kind="stable")
-    group, chosen = group[by_group], chosen[by_group]
+    group, pair = group[by_group], pair[by_group]
     starts, _ = _runs(group)
-    entries = entries[chosen]
     query0 = group * group_queries
-    lo, hi = np.maximum(pairs.lo[chosen], query0), np.minimum(pairs.hi[chosen], query0 + group_queries)
-    owners = lo - query0 | hi - lo << 8
-    return _Streams(NARROW, pairs.node[chosen], entries, owners, np.add.reduceat(entries, starts), group[starts], 1)
+    lo, hi = np.maximum(pairs.lo[pair], query0), np.minimum(pairs.hi[pair], query0 + group_queries)
+    first, none = group[starts], np.zeros(0, np.int64)
+    return _Streams(NARROW, pair, lo - query0 | hi - lo << 8, starts, first, np.ones_like(first), none, none, none)
+
+
+@lru_cache(maxsize=_KEPT)
+def _wide_part(
+    pairs: _Pairs, wide: bytes, entries: bytes, seen: bytes, heads: int, shape: TileShape, rule: CostRule
+) -> tuple[_Streams, np.ndarray]:
+    """The streams of the pairs that are `wide` (bool), and their items. int64, of each of these pairs: entries that it
+    reads, and how many of them every query below the node sees."""
+    pair = np.frombuffer(wide, bool).nonzero()[0]
+    read, whole = np.frombuffer(entries, np.int64), np.frombuffer(seen, np.int64)
+    by_stream, stream = _wide_streams(pairs, pair, read, whole, shape, rule)
+    return stream, _split(stream, read[by_stream], 0, heads, shape, rule, 0)
 
 
 def _wide_streams(
-    pairs: _Pairs, chosen: np.ndarray, entries: np.ndarray, seen: np.ndarray, size: int, group_queries: int,
-    rule: CostRule,
-) -> _Streams:  # fmt: skip
-    """One stream a tile, and one more for each long run of entries that the same part of the tile shares. `entries`: of
-    all pairs. `seen`: per node, entries of it that every query below it sees."""
-    if len(chosen) < len(entries):
-        pairs, entries = _Pairs(*(a[chosen] for a in pairs)), entries[chosen]
-    node, tile, lo, hi, group, groups, covers = pairs
+    pairs: _Pairs, pair: np.ndarray, entries: np.ndarray, seen: np.ndarray, shape: TileShape, rule: CostRule
+) -> tuple[np.ndarray, _Streams]:
+    """One stream a tile, and one more for each long run of entries that the same part of the tile shares. And the order
+    of these pairs in them."""
+    tile, lo, hi, covers = (a[pair] for a in (pairs.tile, pairs.lo, pairs.hi, pairs.covers))
     own, stream = np.zeros(len(tile), bool), tile
     part = (~covers).nonzero()[0]
     if len(part):
@@ -270,28 +293,27 @@ def _wide_streams(
         by_part = same.argsort(kind="stable")
         part, same = part[by_part], same[by_part]
         starts, sizes = _runs(same)
-        long_run = np.add.reduceat(entries[part], starts) * size >= rule.own_run
+        long_run = np.add.reduceat(entries[part], starts) * shape.entry >= rule.own_run
         chosen = long_run.repeat(sizes)
         part = part[chosen]
         own[part] = True
         stream = tile * (span * span)
         stream[part] = same[chosen]
-    full = np.minimum(np.maximum(seen[node], 0), entries) * (covers | own)
+    full = seen * (covers | own)
     # Pairs that all owners see come first, then the one that they see in part, then those that need a mask.
     masked = full < entries
     by_stream = (stream * 3 + masked * (1 + (full == 0))).argsort(kind="stable")
     starts, sizes = _runs(stream[by_stream])
-    node, lo, hi, group, groups, entries = (a[by_stream] for a in (node, lo, hi, group, groups, entries))
-    first, groups = np.minimum.reduceat(group, starts), np.maximum.reduceat(group + groups, starts)
-    groups -= first
-    query0 = first * group_queries
-    count = np.add.reduceat(entries, starts)
-    full = _leading(full[by_stream], entries, starts) if np.count_nonzero(masked) else count
+    pair, lo, hi, entries = (a[by_stream] for a in (pair, lo, hi, entries))
+    group = pairs.group[pair]
+    first, last = np.minimum.reduceat(group, starts), np.maximum.reduceat(group + pairs.groups[pair], starts)
+    query0, groups = first * shape.group_queries, last - first
     owners = lo - query0.repeat(sizes) | hi - lo << 8
+    full = _leading(full[by_stream], entries, starts)
     own = own[by_stream[starts]]
     owners_lo = (lo[starts] - query0) * own
-    owners_hi = np.where(own, hi[starts] - query0, groups * group_queries)
-    return _Streams(WIDE, node, entries, owners, count, first, groups, full, owners_lo, owners_hi)
+    owners_hi = np.where(own, hi[starts] - query0, groups * shape.group_queries)
+    return by_stream, _Streams(WIDE, pair, owners, starts, first, groups, full, owners_lo, owners_hi)
 
 
 def _leading(full: np.ndarray, entries: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -304,22 +326,19 @@ def _leading(full: np.ndarray, entries: np.ndarray, starts: np.ndarray) -> np.nd
     return np.add.reduceat(full * counts, starts)
 
 
-def _joined(streams: list[_Streams]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """node, entries and owners of the pairs of all streams."""
-    if len(streams) == 1:
-        return streams[0].node, streams[0].entries, streams[0].owners
-    node, entries, owners = (
-        np.concatenate([getattr(s, name) for s in streams]) for name in ("node", "entries", "owners")
-    )
-    return node, entries, owners
+@lru_cache(maxsize=_KEPT)
+def _joined(pairs: _Pairs, *streams: _Streams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pairs of all streams, their nodes and their owners."""
+    pair, owners = np.concatenate([s.pair for s in streams]), np.concatenate([s.owners for s in streams])
+    return pair, pairs.node[pair], owners
 
 
 def _split(
-    stream: _Streams, offset: int, size: int, heads: int, shape: TileShape, rule: CostRule, busy: int
+    stream: _Streams, entries: np.ndarray, offset: int, heads: int, shape: TileShape, rule: CostRule, busy: int
 ) -> np.ndarray:
-    """int32 `[items, 8]`: the first fields of the streams' items, cut into whole rounds, long ones first. `offset`:
-    entries before."""
-    count = stream.count
+    """int32 `[items, 8]`: the first fields of the streams' items, cut into whole rounds, long ones first. `entries`: of
+    each pair of the streams. `offset`: entries before."""
+    count, size = np.add.reduceat(entries, stream.starts), shape.entry
     wide = stream.kind == WIDE
     keys = shape.wide_keys if wide else shape.narrow_keys
     align = max(keys // size, 1)
@@ -337,20 +356,18 @@ def _split(
     items[:, 1] = (count.cumsum() - count)[of] + (begin + offset)
     items[:, 3] = length * size
     items[:, 4] = stream.group[of]
-    if not wide:
-        items[:, 5] = 1
-        return items
-    items[:, 2] = np.minimum(np.maximum(stream.full[of] - begin, 0), length) * size // keys * keys
     items[:, 5] = stream.groups[of]
-    items[:, 6] = stream.owners_lo[of]
-    items[:, 7] = stream.owners_hi[of]
+    if wide:
+        items[:, 2] = np.minimum(np.maximum(stream.full[of] - begin, 0), length) * size // keys * keys
+        items[:, 6] = stream.owners_lo[of]
+        items[:, 7] = stream.owners_hi[of]
     return items
 
 
 def _pieces(count: np.ndarray, number: np.ndarray | int, align: int) -> tuple[np.ndarray, np.ndarray | int, np.ndarray]:
     """Streams of `count` entries in at most `number` pieces of whole rounds, long ones first. Per piece: its stream,
     its first entry in it, its entries."""
-    if isinstance(number, int) and number == 1:
+    if isinstance(number, int) and number == 1:  # not cut
         of = (-count).argsort(kind="stable")
         return of, 0, count[of]
     chunk = np.maximum(ceil_div(ceil_div(count, number), align) * align, 1)
@@ -378,33 +395,43 @@ def _launch_order(ranked: list[np.ndarray], heads: int, rule: CostRule, apart: b
 
 
 def _record(items: np.ndarray, num_groups: int, merge_groups: int) -> tuple[np.ndarray, int]:
-    """`Schedule.items` and the number of slots: where each item leaves its part of each of its groups. Groups with wide
-    parts are merged by items of their own, `merge_groups` at once, after all others."""
+    """`Schedule.items` and the number of slots: where each item leaves its part of each of its groups."""
     count, wide, group0, groups = len(items), items[:, 0] == WIDE, items[:, _GROUP0], items[:, _GROUPS]
     item, place = np.arange(count).repeat(groups), _count_from(0, groups)
     of_group = group0[item] + place
     parts = np.bincount(of_group, minlength=num_groups)
-    first_slot = parts.cumsum() - parts
-    slot = np.empty(len(item), np.int64)
-    slot[of_group.argsort(kind="stable")] = np.arange(len(item))
-
     deferred = np.zeros(num_groups, bool)
     deferred[of_group[wide[item]]] = True
     deferred &= parts > 1
-    first = deferred.nonzero()[0]
-    if merge_groups > 1:
-        first = np.unique(first // merge_groups) * merge_groups
+    first_slot, merges = _merges(parts.tobytes(), deferred.tobytes(), merge_groups)
+    slot = np.empty(len(item), np.int64)
+    slot[of_group.argsort(kind="stable")] = np.arange(len(item))
 
-    records = np.zeros((count + len(first), ITEM_FIELDS), np.int32)
+    records = np.zeros((count + len(merges), ITEM_FIELDS), np.int32)
     records[:count, :8] = items
+    records[count:] = merges
     tables = np.array([slot, first_slot[of_group], parts[of_group]])
     records.ravel()[item * ITEM_FIELDS + place + _TABLES] = tables
-    if len(first):
+    if len(merges):
         records[:count, _DEFERRED] += deferred[group0] & ~wide
-        merges = records[count:]
-        merges[:, 0], merges[:, _GROUP0] = MERGE, first
-        merges[:, _GROUPS] = np.minimum(num_groups - first, merge_groups)
-        group = np.minimum(first[:, None] + np.arange(merge_groups), num_groups - 1)
-        merges[:, _FIRST_SLOT : _FIRST_SLOT + merge_groups] = first_slot[group]
-        merges[:, _PARTS : _PARTS + merge_groups] = (parts * deferred)[group]
     return records, len(item)
+
+
+@lru_cache(maxsize=_KEPT)
+def _merges(parts: bytes, deferred: bytes, merge_groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first slot of each group, int64, and the merge items, int32 `[M, ITEM_FIELDS]`: those of groups with wide
+    parts, which are merged `merge_groups` at once, after all other items. Per group: int64, its number of parts; bool,
+    whether a merge item merges them."""
+    count, merged = np.frombuffer(parts, np.int64), np.frombuffer(deferred, bool)
+    first_slot = count.cumsum() - count
+    first = merged.nonzero()[0]
+    group = first[:, None]
+    if merge_groups > 1:
+        first = np.unique(first // merge_groups) * merge_groups
+        group = np.minimum(first[:, None] + np.arange(merge_groups), len(count) - 1)
+    merges = np.zeros((len(first), ITEM_FIELDS), np.int32)
+    merges[:, 0], merges[:, _GROUP0] = MERGE, first
+    merges[:, _GROUPS] = np.minimum(len(count) - first, merge_groups)
+    merges[:, _FIRST_SLOT : _FIRST_SLOT + merge_groups] = first_slot[group]
+    merges[:, _PARTS : _PARTS + merge_groups] = (count * merged)[group]
+    return first_slot, merges

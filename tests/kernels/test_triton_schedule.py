@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from frtool.bench.attention_cases import build_case, level_case
+from frtool.kernels import schedule as module
 from frtool.kernels.cost import CostRule, TileShape
 from frtool.kernels.plan import TreePlan, plan_tree
 from frtool.kernels.schedule import MERGE, NARROW, WIDE, Schedule, grown, schedule_apart, schedule_tree
@@ -207,3 +209,28 @@ def test_growth_inside_the_last_blocks_needs_no_new_schedule(random_forest: Call
         schedule = follower or schedule_tree(tree, SHAPE, 1, rule)
         assert np.array_equal(reads(tree, SHAPE, schedule), expected_reads(tree))
     assert 0 < kept < 12
+
+
+@pytest.mark.parametrize("make", [schedule_tree, schedule_apart])
+@pytest.mark.parametrize("most_queries", [1, 3])
+def test_what_is_kept_from_step_to_step_changes_no_schedule(
+    random_forest: Callable[..., Any], most_queries: int, make: Callable[..., Schedule | None]
+) -> None:
+    caches = [value for value in vars(module).values() if hasattr(value, "cache_clear")]
+    forest = random_forest(7, steps=30, longest=120, most_queries=most_queries, kv_heads=1, head_dim=1)
+    pool, ids = forest.allocator, forest.branch_ids
+    rule = CostRule(4, item=0.001, narrow_key=0.1)
+    for step in range(24):
+        pool.append_many(ids, [1] * len(ids))
+        if step % 8 == 7:
+            pool.free_branch(ids.pop(0))
+            forest.q_lens.pop(0)
+        tree = plan_tree(pool, ids, forest.q_lens)
+        kept = make(tree, SHAPE, 2, rule)
+        for cached in caches:
+            cached.cache_clear()
+        anew = make(tree, SHAPE, 2, rule)
+        assert (kept is None) == (anew is None)
+        if kept is not None and anew is not None:
+            assert all(np.array_equal(getattr(kept, f.name), getattr(anew, f.name)) for f in fields(Schedule))
+        make(tree, SHAPE, 2, rule)
