@@ -91,7 +91,7 @@ class Launch:
         self._views["query_token"][:] = -1
         for name, table in tables.items():
             self._views[name][: len(table)] = table
-        staging = torch.from_numpy(self._host)
+        staging = self._staging
         if self._device.type == "cuda":
             staging = staging.pin_memory()  # the caching host allocator keeps it until the copy is done
         self._buffer.copy_(staging, non_blocking=True)
@@ -133,7 +133,8 @@ class Launch:
         for name in sizes:
             starts[name] = total
             total += -(-(self._capacity[name] + self._spare.get(name, 0)) // 32) * 32
-        self._host = np.zeros(total, np.int32)
+        self._staging = torch.zeros(total, dtype=torch.int32)
+        self._host = self._staging.numpy()
         self._buffer = torch.zeros(total, dtype=torch.int32, device=self._device)
         ends = [*list(starts.values())[1:], total]
         self._views = {n: self._host[a:b] for (n, a), b in zip(starts.items(), ends, strict=True)}
