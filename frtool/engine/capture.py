@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class Passes:
         self._wanted: Counter[int] = Counter()
         self._served: set[int] = set()
         """Sizes that had room on the device when they ran last."""
-        self._first_draw = Readout(loaded, options)
+        self._readout = Readout(loaded, options, largest)
         self._pool: Any = None
         self._compiled: CompiledLayers | None = None
         self.compile_reason = "" if options.compile else "not asked for"
@@ -126,12 +127,14 @@ class Passes:
         finally:
             self._allocator.free_branch(branch)
 
-    def draw(self, logits: torch.Tensor, uniforms: npt.NDArray[np.float32]) -> Drawn:
-        """Sample from the logits [n, vocab] of kept nodes. Token i is source number `limit + i` for the next pass."""
+    def draw(self, kept: Sequence[torch.Tensor], uniforms: npt.NDArray[np.float32]) -> Drawn:
+        """Sample from n logits [vocab] of kept nodes, which take the place of the last pass's. Token i is source number
+        `limit + i` for the next pass."""
+        logits = self._outbox.gather(kept)
         count, rows = len(logits), self.limit
         noise = torch.from_numpy(uniforms).to(logits.device, non_blocking=True)
         outbox = self._outbox
-        self._first_draw(logits, noise, outbox.values[1, :, :count], outbox.tokens[rows : rows + count])
+        self._readout(logits, noise, outbox.values[1, :, :count], outbox.tokens[rows : rows + count])
         values, event = outbox.send(1)
         return Drawn(logits, values, np.arange(count), event)
 
@@ -147,7 +150,7 @@ class Passes:
 
     def _step(self, capacity: int, logit_capacity: int | None = None) -> FixedStep:
         compiled = self._compiled if logit_capacity is None else None
-        return FixedStep(self._loaded, self._allocator, self._options, self._outbox, capacity, logit_capacity, compiled)
+        return FixedStep(self._loaded, self._allocator, self._readout, self._outbox, capacity, logit_capacity, compiled)
 
     def _compile(self) -> None:
         from .compiled import CompiledLayers

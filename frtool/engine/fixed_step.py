@@ -13,16 +13,17 @@ import torch
 
 from frtool.kernels.attention import plan_attention
 from frtool.kernels.plan import plan_tree
+from frtool.models.output_matrix import OutputMatrix
 from frtool.models.tree_pass import TreeBatch, model_logits
 
-from .readout import READINGS, Readout
+from .readout import READINGS
 
 if TYPE_CHECKING:
     from frtool.kernels.allocator import PhysicalKVAllocator
     from frtool.models.load import LoadedModel
 
     from .compiled import CompiledLayers
-    from .options import EngineOptions
+    from .readout import Readout
 
 _ID, _POSITION, _SLOT, _UNIFORM, _SOURCE = range(5)
 _IN_FLIGHT = 2
@@ -68,11 +69,13 @@ class Outbox:
     """What passes leave on the device, and how it reaches the host. Shared by all passes of one engine.
 
     `tokens` int64 [2 * rows]: first those that the last pass drew, then those drawn from the logits of kept nodes.
+    `logits` [rows, vocab]: one buffer, because the logits of many rows are larger than all else that a pass makes.
     """
 
     def __init__(self, loaded: LoadedModel, rows: int) -> None:
         device = loaded.device
         self.rows = rows
+        self.matrix = OutputMatrix(loaded.model)
         self.on_gpu = device.type == "cuda"
         self.logits = torch.empty(0)
         self.tokens = torch.zeros(2 * rows, dtype=torch.long, device=device)
@@ -80,11 +83,32 @@ class Outbox:
         self._ring = [torch.zeros(2, READINGS, rows, pin_memory=self.on_gpu) for _ in range(_IN_FLIGHT + 1)]
         self._turn = 0
 
-    def room(self, like: torch.Tensor) -> torch.Tensor:
-        """[n, vocab] for the logits of a pass."""
-        if self.logits.shape[-1:] != like.shape[-1:] or self.logits.dtype != like.dtype:
-            self.logits = like.new_empty(self.rows, like.shape[-1])
-        return self.logits[: len(like)]
+    def room(self, rows: int, vocab: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """[rows, vocab] of the buffer, uninitialised; None where it is of another kind, or too small."""
+        if not self.logits.numel():
+            self.logits = torch.empty(self.rows, vocab, dtype=dtype, device=self.tokens.device)
+        if rows > self.rows or self.logits.shape[1] != vocab or self.logits.dtype != dtype:
+            return None
+        return self.logits[:rows]
+
+    def hold(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits [n, vocab] of a pass, in the buffer. Most are there already."""
+        rows, vocab = logits.shape
+        room = self.room(rows, vocab, logits.dtype)
+        if room is None:  # the model makes something else of what its output matrix gave: it does so in every pass
+            self.logits = logits.new_empty(self.rows, vocab)
+            room = self.logits[:rows]
+        if not (logits.data_ptr() == room.data_ptr() and logits.is_contiguous()):
+            room.copy_(logits)
+        return room
+
+    def gather(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        """[n, vocab] of n logits [vocab] of kept nodes, in the buffer if they are of its kind. The logits of the last
+        pass, which lay there, must have been read and copied."""
+        room = self.room(len(rows), len(rows[0]), rows[0].dtype)
+        if room is None or any(row.dtype != room.dtype for row in rows):
+            return torch.stack(list(rows))
+        return torch.stack(list(rows), out=room)
 
     def send(self, half: int) -> tuple[torch.Tensor, Any]:
         """Start the copy of `values[half]` [6, rows] to the host; the copy and what says that it is there."""
@@ -105,7 +129,7 @@ class FixedStep:
         self,
         loaded: LoadedModel,
         allocator: PhysicalKVAllocator,
-        options: EngineOptions,
+        readout: Readout,
         outbox: Outbox,
         capacity: int,
         logit_capacity: int | None = None,
@@ -119,7 +143,7 @@ class FixedStep:
         self._model = loaded.model
         self._outbox = outbox
         self._logit_capacity = logit_capacity
-        self._readout = Readout(loaded, options)
+        self._readout = readout
         self._on_gpu = device.type == "cuda"
         self._plan: Any = None
         self._outputs: dict[int, torch.Tensor] = {}
@@ -171,12 +195,10 @@ class FixedStep:
         uniforms = inputs[_UNIFORM].view(torch.float64).float()
         batch = TreeBatch(self.allocator, self._plan, inputs[_SLOT], self._outputs)
         chosen = 0 if self._logit_capacity is None else self._rows
-        with nullcontext() if self.compiled is None else self.compiled.active():
-            logits = model_logits(self._model, ids, inputs[_POSITION], batch, chosen)
+        with nullcontext() if self.compiled is None else self.compiled.active(), outbox.matrix.into(outbox.room):
+            logits = outbox.hold(model_logits(self._model, ids, inputs[_POSITION], batch, chosen))
         count = len(logits)
-        room = outbox.room(logits).copy_(logits)
-        del logits
-        self._readout(room, uniforms[:count], outbox.values[0, :, :count], outbox.tokens[:count])
+        self._readout(logits, uniforms[:count], outbox.values[0, :, :count], outbox.tokens[:count])
 
     def capture(self, pool: Any) -> None:
         """Record `compute` as a graph. What it ran on a moment ago must be what `launch` filled last."""

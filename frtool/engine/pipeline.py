@@ -84,13 +84,8 @@ class Pipeline:
         joining = [row for row in joining if row.parent.logits is not None]
         if not joining:
             return None
-        parents = {id(row.parent): row.parent.logits for row in joining}
-        place = {parent: index for index, parent in enumerate(parents)}
-        logits = torch.stack(list(parents.values()))  # type: ignore[arg-type]
-        if len(parents) < len(joining):
-            which = torch.tensor([place[id(row.parent)] for row in joining])
-            logits = logits.index_select(0, which.to(logits.device, non_blocking=True))
-        drawn = self.passes.draw(logits, row_noise(joining, [row.sampled for row in joining]))
+        kept = [row.parent.logits for row in joining if row.parent.logits is not None]
+        drawn = self.passes.draw(kept, row_noise(joining, [row.sampled for row in joining]))
         return Pass([Feed(row, [], -1) for row in joining], drawn)
 
     def _launch(self, flight: Pass | None, first: Pass | None) -> Pass | None:

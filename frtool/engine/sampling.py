@@ -25,7 +25,10 @@ class Sampler:
     result depends on its own logits and its own uniform number only.
     """
 
-    def __init__(self, options: EngineOptions, device: torch.device, suppressed: Iterable[int] = ()) -> None:
+    def __init__(
+        self, options: EngineOptions, device: torch.device, suppressed: Iterable[int] = (), rows: int = 0
+    ) -> None:
+        """Its working memory stays where it is as long as no call has more than `rows` rows."""
         self.greedy = options.greedy or options.temperature == 0
         self.temperature = max(options.temperature, _LEAST_TEMPERATURE)
         self.top_k = options.top_k
@@ -33,6 +36,7 @@ class Sampler:
         self.min_p = options.min_p
         ids = sorted(suppressed)
         self._suppressed = torch.tensor(ids, dtype=torch.long, device=device) if ids else None
+        self._rows = rows
         # Fresh memory of this size costs a CPU more than what is computed in it.
         self._scratch = [torch.empty(0, 0, device=device)] * 2
 
@@ -83,7 +87,7 @@ class Sampler:
         """An uninitialised tensor of the shape of `like`, reused by the next call."""
         rows, vocab = like.shape
         if len(self._scratch[index]) < rows or self._scratch[index].shape[1] != vocab:
-            self._scratch[index] = like.new_empty(rows, vocab)
+            self._scratch[index] = like.new_empty(max(rows, self._rows), vocab)
         return self._scratch[index][:rows]
 
     def _draw(self, weights: torch.Tensor, uniforms: torch.Tensor, placed: bool) -> _Drawn:
