@@ -34,7 +34,7 @@ class DecodeBatch:
         self._on_gpu = loaded.device.type == "cuda"
         self._multiple = least_rows(loaded.device, loaded.dtype) or ROW_MULTIPLE
         self._sent: torch.cuda.Event | None = None
-        self._plan: AttentionPlan | None = None
+        self._plan: GroupedPlan | None = None
         self._allocate(capacity)
 
     def forward(
@@ -61,7 +61,9 @@ class DecodeBatch:
         host[_LOGIT_ROWS, :wanted] = logit_rows
         host[_LOGIT_ROWS, wanted:rows] = logit_rows[0]
         in_order = rows == padded and np.array_equal(host[_LOGIT_ROWS, :wanted], np.arange(wanted))
-        plan = self._plan = self._follow(branch_ids, counts)
+        plan = self._follow(branch_ids, counts)
+        # Only such a plan can serve again; another one would keep its buffers on the device for nothing.
+        self._plan = plan if isinstance(plan, GroupedPlan) else None
         if self._on_gpu:
             self._buffer[:, :padded].copy_(self._host[:, :padded], non_blocking=True)
             self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -79,7 +81,7 @@ class DecodeBatch:
     def _follow(self, branch_ids: Sequence[int], counts: Sequence[int]) -> AttentionPlan:
         """A plan of these branches, that of the last pass where they are the same, a token longer."""
         plan, grown = self._plan, None
-        if isinstance(plan, GroupedPlan) and plan.branch_ids == tuple(branch_ids) and max(counts) == 1:
+        if plan is not None and plan.branch_ids == tuple(branch_ids) and max(counts) == 1:
             grown = plan.grown(self._allocator)
         return grown or plan_attention(self._allocator, branch_ids, counts)
 
