@@ -38,7 +38,9 @@ class DecodeRow:
     work_ms: float
     """What the host computes in a step, whether the device waits for it or not."""
     peak_bytes: int | None
-    """Of the device's memory, as its allocator counts it; None on a CPU."""
+    """Of the device's memory, tensors of the whole run: prompt, first passes, recording. None on a CPU."""
+    reserved_bytes: int | None
+    """The same with what the allocator keeps at hand, the memory of recorded passes among it."""
     least_bytes: int
     """Weights and distinct KV, at the end of the run."""
     graphs: int
@@ -132,14 +134,15 @@ def _measure(
     on_gpu = loaded.device.type == "cuda"
     gc.collect()  # the pool and the graphs of the batch size before
     warm = max(suffix - steps // 2, _WARM)
-    private = warm + steps + 2  # one pass is ahead of what was read
+    private = warm + steps  # that a branch has in KV at the end
     size = 16 if on_gpu else 4
     settings = EngineOptions(
         batch=batch,
         max_step_tokens=private + 1,
         delimiter=_NEVER,
         block_size=size,
-        num_blocks=-(-prefix // size) + batch * -(-(prefix % size + private + 1) // size),
+        # One more: an engine asks for a pool that holds the prompt and one whole step.
+        num_blocks=-(-prefix // size) + batch * -(-(prefix % size + private) // size) + 1,
         **options,
     )
     if on_gpu:
@@ -166,6 +169,7 @@ def _measure(
         host_ms=1e3 * max(step - device, 0.0),
         work_ms=1e3 * work,
         peak_bytes=torch.cuda.max_memory_allocated(loaded.device) if on_gpu else None,
+        reserved_bytes=torch.cuda.max_memory_reserved(loaded.device) if on_gpu else None,
         least_bytes=weight_bytes(loaded) + stored * block_bytes(loaded, 1),
         graphs=forest.passes.recorded if forest.passes is not None else 0,
         mode=forest.mode,

@@ -9,17 +9,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 from rich.console import Console
 
-from frtool.bench import decode_models
+from frtool.bench import decode, decode_models
 from frtool.bench.decode import DecodeReport, run
 from frtool.bench.decode_baselines import Skipped, llama_cpp
 from frtool.bench.decode_models import parameter_count, random_model
 from frtool.bench.decode_report import decode_table, draw_chart
+from frtool.engine import Forest
 from frtool.models.load import LoadedModel
 
 TINY = {
@@ -38,14 +39,19 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def report() -> DecodeReport:
+def loaded() -> LoadedModel:
     decode_models.SHAPES["tiny"] = TINY
     try:
         loaded = random_model("tiny", torch.device("cpu"), torch.float32)
         assert loaded.parameters == parameter_count("tiny")
-        return run(loaded, [1, 5], prefix=40, suffix=6, steps=4, baselines=("hf", "llamacpp"))
+        return loaded
     finally:
         del decode_models.SHAPES["tiny"]
+
+
+@pytest.fixture(scope="module")
+def report(loaded: LoadedModel) -> DecodeReport:
+    return run(loaded, [1, 5], prefix=40, suffix=6, steps=4, baselines=("hf", "llamacpp"))
 
 
 def test_every_step_has_a_time_and_a_roofline(report: DecodeReport) -> None:
@@ -59,6 +65,27 @@ def test_every_step_has_a_time_and_a_roofline(report: DecodeReport) -> None:
     for row in report.rows:
         read = weights + (40 + row.batch * 6) * token
         assert row.roofline_ms == pytest.approx(1e3 * read / report.bandwidth)
+
+
+@pytest.mark.parametrize("prefix", [40, 43])
+def test_the_pool_holds_what_the_run_needs_and_one_block_more(
+    loaded: LoadedModel, prefix: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown: list[Forest] = []
+
+    class Noted(Forest):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            grown.append(self)
+
+        def evict(self, blocks: int) -> bool:
+            raise AssertionError(f"{blocks} blocks are missing")
+
+    monkeypatch.setattr(decode, "Forest", Noted)
+    run(loaded, [1, 5], prefix=prefix, suffix=6, steps=4)
+    for forest in grown:
+        stats = forest.allocator.stats()
+        assert stats.peak_blocks == stats.blocks_total - 1
 
 
 def test_hugging_face_stands_beside_it_and_what_cannot_run_says_why(report: DecodeReport) -> None:
