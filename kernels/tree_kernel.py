@@ -78,7 +78,6 @@ def _merge(
     """out = sum_i 2^lse_i o_i / sum_i 2^lse_i over the parts i of each row, BATCH parts at once. Of the rows [ROWS]:
     what `row_tokens` gives, how many parts there are, the first one's slot, the row's number in its group."""
     dims = tl.arange(0, D_PAD)
-    part = tl.arange(0, BATCH)
     parts = tl.where(live, parts, 0)
     live = parts > 0
     cell = (slot.to(tl.int64) * HEADS + head) * GROUP_ROWS + row
@@ -90,20 +89,29 @@ def _merge(
     acc = tl.zeros([ROWS, D_PAD], tl.float32)
     o_row = partial + cell * D_PAD
     lse_row = partial_lse + cell
-    hop = part * (HEADS * GROUP_ROWS)
+    hop = HEADS * GROUP_ROWS
     for first in range(0, tl.max(parts, 0), BATCH):
-        there = part[None, :] < (parts - first)[:, None]
-        o = tl.load(o_row[:, None, None] + (hop * D_PAD)[None, :, None] + dims[None, None, :],
-                    mask=there[:, :, None], other=0.0, cache_modifier=".cg")  # fmt: skip
-        lse = tl.load(lse_row[:, None] + hop[None, :], mask=there, other=float("-inf"), cache_modifier=".cg")
-        o_row += BATCH * HEADS * GROUP_ROWS * D_PAD
-        lse_row += BATCH * HEADS * GROUP_ROWS
-        top = tl.maximum(high, tl.max(lse, 1))
+        # A tensor a part, not one of all: each thread then has what it sums, and none waits for another.
+        o, lse = (), ()
+        top = high
+        for i in tl.static_range(BATCH):
+            there = parts > first + i
+            part = o_row[:, None] + (i * hop * D_PAD + dims)[None, :]
+            o += (tl.load(part, mask=there[:, None], other=0.0, cache_modifier=".cg"),)  # type: ignore[assignment]
+            lse_i = tl.load(lse_row + i * hop, mask=there, other=float("-inf"), cache_modifier=".cg")
+            lse += (lse_i,)  # type: ignore[assignment]
+        for i in tl.static_range(BATCH):
+            top = tl.maximum(top, lse[i])
+        o_row += BATCH * hop * D_PAD
+        lse_row += BATCH * hop
         pivot = tl.where(top == float("-inf"), 0.0, top)
         decay = tl.exp2(high - pivot)
-        weight = tl.exp2(lse - pivot[:, None])
-        total = total * decay + tl.sum(weight, 1)
-        acc = acc * decay[:, None] + tl.sum(o.to(tl.float32) * weight[:, :, None], 1)
+        total *= decay
+        acc *= decay[:, None]
+        for i in tl.static_range(BATCH):
+            weight = tl.exp2(lse[i] - pivot)
+            total += weight
+            acc += o[i].to(tl.float32) * weight[:, None]
         high = top
     result = acc * (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
     tl.store(
