@@ -9,7 +9,7 @@ import torch
 import triton
 
 from .allocator import PhysicalKVAllocator
-from .cost import CostRule, fitted_rule
+from .cost import CostRule, fitted_rule, fitted_rule_apart
 from .launch import TABLES, Apart, Launch
 from .plan import TreePlan, plan_tree
 from .tree_kernel import tree_attention_kernel, wide_attention_kernel
@@ -98,7 +98,7 @@ class TritonPlan:
         apart = None
         if config == shipped_config(pool.dtype, pool.head_dim, _capability(pool.device)) and 1 < group < 8:
             pair = shipped_apart(pool.dtype, pool.head_dim)
-            apart = None if pair is None else Apart(*pair, rule or fitted_rule(group, units, scale), _LEAST_APART)
+            apart = None if pair is None else Apart(*pair, rule or fitted_rule_apart(group, units, scale), _LEAST_APART)
         return Launch(pool, group, config, rule or fitted_rule(group, units, scale, config.pairs), apart)
 
 

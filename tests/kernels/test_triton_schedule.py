@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from frtool.bench.attention_cases import build_case, level_case
 from frtool.kernels import schedule as module
-from frtool.kernels.cost import CostRule, TileShape
+from frtool.kernels.cost import CostRule, TileShape, fitted_rule, fitted_rule_apart, narrow_chunk
 from frtool.kernels.plan import TreePlan, plan_tree
 from frtool.kernels.schedule import MERGE, NARROW, WIDE, Schedule, grown, schedule_apart, schedule_tree
 
@@ -114,6 +114,15 @@ def test_shared_streams_are_split_until_they_fill_the_places_that_there_are() ->
         kinds = schedule_tree(tree, SHAPE, 1, rule).items[:, 0]
         items.append(np.count_nonzero(kinds == WIDE))
     assert items == [8, 16]
+
+
+def test_tails_are_cut_for_idle_places_where_two_programs_do_not_slow_each_other() -> None:
+    pieces = []
+    for branches in (64, 128):  # of four heads of 64 keys a group: as many programs as there are multiprocessors, twice
+        count = np.full(branches // 4, 16)
+        for rule in (fitted_rule(4, 132), fitted_rule_apart(4, 132)):
+            pieces.append(16 // narrow_chunk(count, 2, 16, 8, rule))
+    assert pieces == [1, 2, 1, 1]
 
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
