@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +23,7 @@ from frtool.kernels.plan import TreePlan, plan_tree
 
 SUITES = ("seed", "fasttree", "search")
 _ERROR_QUERIES = 16
+_PLANS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,9 @@ class AttentionRow:
     floor_us: float
     error: float
     """Relative error to fp64, of a sample of the queries."""
+    plan_us: float
+    """Of the host: a plan of the tree for all layers after a branch was pruned and another one forked, the copy of its
+    tables begun."""
 
     @property
     def over_floor(self) -> float:
@@ -188,6 +194,7 @@ def _measure(
     stats = pool.stats()
     q = torch.randn(layers, len(branches), settings.heads, settings.head_dim, device=device).to(dtype)
     tree = plan_tree(pool, branches)
+    plan_seconds = _time_plan(pool, branches, settings.heads)
     out, tree_seconds = _time_tree(pool, tree, q)
     error = _error(pool, tree, q[0], out)
     progress(f"{case.name}: linear attention on shared pages")
@@ -220,19 +227,44 @@ def _measure(
         bandwidth=moved / tree_seconds,
         floor_us=1e6 * max(moved / machine.bandwidth, flops / machine.flops),
         error=error,
+        plan_us=1e6 * plan_seconds,
     )
+
+
+def _plan(pool: PhysicalKVAllocator, tree: TreePlan) -> Any:
+    if pool.device.type == "cuda":
+        from frtool.kernels.triton_tree import plan_triton
+
+        return plan_triton(pool, tree)
+    from frtool.kernels.grouped import plan_grouped
+
+    return plan_grouped(pool, tree)
+
+
+def _time_plan(pool: PhysicalKVAllocator, branches: Sequence[int], heads: int) -> float:
+    """Median seconds of a plan where one of `branches`, each time another one, gave way to a fork of the one before."""
+    plan = _plan(pool, plan_tree(pool, branches))
+    on_gpu = pool.device.type == "cuda"
+    if on_gpu:
+        plan.launch_for(heads)
+    samples = []
+    for i in torch.linspace(0, len(branches) - 1, _PLANS).long().tolist():
+        fork = pool.fork(branches[i - 1]).branch_id
+        changed = [*branches[:i], fork, *branches[i + 1 :]]
+        begin = time.perf_counter()
+        tree = plan_tree(pool, changed)
+        if on_gpu:
+            plan.update(tree)
+        else:
+            _plan(pool, tree)
+        samples.append(time.perf_counter() - begin)
+        pool.free_branch(fork)
+    return statistics.median(samples)
 
 
 def _time_tree(pool: PhysicalKVAllocator, tree: TreePlan, q: torch.Tensor) -> tuple[torch.Tensor, float]:
     """The first layer's output, and seconds a call."""
-    if pool.device.type == "cuda":
-        from frtool.kernels.triton_tree import plan_triton
-
-        plan: Any = plan_triton(pool, tree)
-    else:
-        from frtool.kernels.grouped import plan_grouped
-
-        plan = plan_grouped(pool, tree)
+    plan = _plan(pool, tree)
     out = torch.full_like(q, float("nan"))
     calls = [
         lambda layer=layer: tree_attention(q[layer], pool, layer=layer, plan=plan, out=out[layer])  # type: ignore[misc]

@@ -16,7 +16,7 @@ def attention_table(report: AttentionReport) -> Table:
     table = Table(title=headline(report), title_justify="left", title_style="")
     peers = sorted({name for row in report.rows for name in row.peers_us})
     columns = ["case", "batch", "tree µs", "linear µs, shared", "linear µs, copied", *(f"{p} µs" for p in peers)]
-    columns += ["speedup", "KV saved", "GB/s", "floor µs", "x floor", "error"]
+    columns += ["speedup", "KV saved", "GB/s", "floor µs", "x floor", "error", "plan µs"]
     for column in columns:
         table.add_column(column, justify="left" if column == "case" else "right")
     for row in report.rows:
@@ -33,6 +33,7 @@ def attention_table(report: AttentionReport) -> Table:
             _number(row.floor_us),
             f"{row.over_floor:.2f}",
             f"{row.error:.1e}",
+            _number(row.plan_us),
         )
     return table
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from frtool.bench.attention import AttentionReport, run
+from frtool.bench.attention import AttentionReport, _time_plan, run
 from frtool.bench.attention_baselines import hydragen, sdpa_copied
 from frtool.bench.attention_cases import build_case, fasttree_cases, level_case, search_case, shared_prompt_case
 from frtool.bench.attention_report import attention_table, draw_charts, headline
@@ -42,6 +42,7 @@ def test_every_row_has_both_linear_baselines_and_a_small_error(report: Attention
         assert row.linear_copied_us is not None
         assert row.error < 1e-5
         assert row.floor_us > 0
+        assert row.plan_us > 0
 
 
 def test_memory_comes_from_the_allocator(report: AttentionReport) -> None:
@@ -50,6 +51,17 @@ def test_memory_comes_from_the_allocator(report: AttentionReport) -> None:
     assert row.kv_bytes == (40 + 3 * 8) * token
     assert row.kv_bytes_unshared == 3 * 48 * token
     assert row.saved == pytest.approx(1 - 64 / 144)
+
+
+def test_timing_plans_leaves_the_tree_as_it_was() -> None:
+    pool, branches = build_case(
+        shared_prompt_case(5, 40, 8), kv_heads=2, head_dim=16, block_size=8, layers=1, device="cpu", dtype=torch.float32
+    )
+    tables, held = pool.block_tables(branches), pool.token_counts()
+    assert _time_plan(pool, branches, heads=4) > 0
+    assert pool.token_counts() == held
+    assert (pool.block_tables(branches) == tables).all()
+    pool.check()
 
 
 def test_without_a_prefix_nothing_is_shared() -> None:
