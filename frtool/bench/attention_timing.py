@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from frtool.bench.peaks import copy_bandwidth, matrix_rate
 from frtool.doctor.machine import processor
 
 Call = Callable[[], object]
@@ -33,7 +34,7 @@ class Machine:
     """Whether the two were measured now; False: the table's figures for this GPU."""
 
 
-_PEAKS = {"H100 80GB HBM3": (2.95e12, 700e12)}
+_PEAKS = {"H100 80GB HBM3": (2.95e12, 700e12), "H200": (4.15e12, 769e12)}
 """Copy bandwidth and sustained fp16 matrix rate, measured."""
 
 
@@ -100,15 +101,5 @@ def describe_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     for known, (bandwidth, flops) in _PEAKS.items():
         if known in name:
             return Machine(name, torch.__version__, triton_version, torch.version.cuda, bandwidth, flops, False)
-    bandwidth, flops = _measure_peaks(device, dtype)
+    bandwidth, flops = copy_bandwidth(device), matrix_rate(device, dtype)
     return Machine(name, torch.__version__, triton_version, torch.version.cuda, bandwidth, flops, True)
-
-
-def _measure_peaks(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    size, width = (1 << 30, 8192) if device.type == "cuda" else (1 << 26, 768)
-    source = torch.ones(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    copy = time_calls([lambda: target.copy_(source)], device=device)
-    a, b = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
-    product = time_calls([lambda: a @ b], device=device)
-    return 2 * size / copy, 2 * width**3 / product

@@ -17,6 +17,7 @@ from frtool.models.load import LoadedModel
 from frtool.search.protocols import Expand
 
 from .decode_baselines import BASELINES, Skipped
+from .peaks import copy_bandwidth
 
 _WARM = 4
 """Polls before anything is timed, at least."""
@@ -259,23 +260,6 @@ def _unread_bytes(loaded: LoadedModel) -> int:
     if config.tie_word_embeddings:
         return 0
     return int(loaded.model.get_input_embeddings().weight.numel() * loaded.dtype.itemsize)
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written, of a copy too large for any cache."""
-    size = 1 << 30 if device.type == "cuda" else 1 << 27
-    source = torch.ones(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    times = []
-    for _ in range(6):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        target.copy_(source)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    return 2 * size / min(times)
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
