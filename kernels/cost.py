@@ -148,19 +148,6 @@ def shared_load(tree: TreePlan, heads: int, tile_queries: int, multiprocessors: 
     return float(blocks @ tiles) * tree.block_size * heads / multiprocessors
 
 
-def pays_apart(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, least: float, *, now: bool) -> bool:
-    """Whether wide items are to have a launch of their own: from a `shared_load` of `least` on. From half of it where
-    the tails, cut in two, find room all at once: 32 to 64 branches of 1024 or 2048 + 64 tokens take 5 to 10 % less then
-    on an H200, and a tree with one more level 4 % more. A tree that has two launches `now` keeps them until it has lost
-    half of what it shares: its graphs are captured so."""
-    groups = -(-tree.num_queries // shape.group_queries)
-    if groups * heads <= rule.multiprocessors:
-        least /= 2
-    if now:
-        least /= 2
-    return shared_load(tree, heads, shape.tile_queries, rule.multiprocessors) >= least
-
-
 _PIECES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96)
 _CHAIN_PIECES = tuple(reversed(_PIECES[: _PIECES.index(32) + 1]))
 """Many first: where wide items pay, few pieces take longer than none."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .allocator import PhysicalKVAllocator
-from .cost import CostRule, TileShape, pays_apart
+from .cost import CostRule, TileShape, shared_load
 from .plan import TreePlan
 from .schedule import ITEM_FIELDS, WIDE, Schedule, grown, schedule_apart, schedule_tree
 from .tuning import KernelConfig, merge_rows, multiprocessors, padded_head_dim
@@ -25,7 +25,7 @@ class Apart:
     others: KernelConfig
     rule: CostRule
     least: float
-    """See `pays_apart`."""
+    """`shared_load` from which on it does."""
 
 
 class Launch:
@@ -99,9 +99,12 @@ class Launch:
 
     def _schedule(self, tree: TreePlan) -> Schedule:
         if self._apart is not None:
-            shape, rule = self._shape(self._apart.wide, self._apart.others), self._apart.rule
-            if pays_apart(tree, shape, self.heads, rule, self._apart.least, now=self.apart):
-                schedule = schedule_apart(tree, shape, self.heads, rule)
+            # Once apart, a tree stays so until it has lost half of what it shares: its graphs are captured so.
+            least = self._apart.least / 2 if self.apart else self._apart.least
+            queries = self._apart.wide.wide_rows // self.group_pad
+            if shared_load(tree, self.heads, queries, self._apart.rule.multiprocessors) >= least:
+                shape = self._shape(self._apart.wide, self._apart.others)
+                schedule = schedule_apart(tree, shape, self.heads, self._apart.rule)
                 if schedule is not None:
                     self.apart = True
                     return schedule

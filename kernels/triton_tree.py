@@ -27,7 +27,7 @@ from .tuning import (
 
 _MAX_GROUP = 16
 _LEAST_APART = 240.0
-"""Keys a multiprocessor, see `pays_apart`: from there on two launches were faster on an H100."""
+"""Keys a multiprocessor, see `shared_load`: from there on two launches were faster on an H100."""
 
 
 def interpreting() -> bool:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from frtool.bench.attention_cases import build_case, level_case
 from frtool.kernels import schedule as module
-from frtool.kernels.cost import CostRule, TileShape, fitted_rule, fitted_rule_apart, narrow_chunk, pays_apart
+from frtool.kernels.cost import CostRule, TileShape, fitted_rule, fitted_rule_apart, narrow_chunk
 from frtool.kernels.plan import TreePlan, plan_tree
 from frtool.kernels.schedule import MERGE, NARROW, WIDE, Schedule, grown, schedule_apart, schedule_tree
 
@@ -123,22 +123,6 @@ def test_tails_are_cut_for_idle_places_where_two_programs_do_not_slow_each_other
         for rule in (fitted_rule(4, 132), fitted_rule_apart(4, 132)):
             pieces.append(16 // narrow_chunk(count, 2, 16, 8, rule))
     assert pieces == [1, 2, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("branches", "prefix", "now", "pays"),
-    [
-        pytest.param(64, 2048, False, True, id="much-shared"),
-        pytest.param(16, 8192, False, False, id="half-a-tile-of-queries"),
-        pytest.param(32, 2048, False, True, id="less-shared-and-room-for-all-tails-at-once"),
-        pytest.param(128, 512, False, False, id="less-shared-and-no-room"),
-        pytest.param(128, 512, True, True, id="less-shared-than-before"),
-        pytest.param(32, 512, True, False, id="too-little-shared"),
-    ],
-)
-def test_wide_items_have_a_launch_of_their_own(branches: int, prefix: int, now: bool, pays: bool) -> None:
-    tree = plan_tree(*pool_of((1, branches), (prefix, 64)))
-    assert pays_apart(tree, SHAPE, 8, CostRule(132), 240.0, now=now) is pays
 
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
