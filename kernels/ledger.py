@@ -62,7 +62,7 @@ class _Found:
         self.distinct = len(set(self.ids)) == len(self.ids)
 
 
-_id, _row = attrgetter("branch_id"), attrgetter("_row")
+_row = attrgetter("_row")
 
 
 class BlockLedger:
@@ -205,10 +205,6 @@ class BlockLedger:
         lengths: np.ndarray = self._lengths[self._find(branch_ids).rows]
         return lengths
 
-    def known_ids(self, branch_ids: Sequence[int]) -> tuple[int, ...]:
-        """The ids of these branches: of Python's int whatever was given, and found at once when next asked for."""
-        return self._find(branch_ids).ids
-
     def are_distinct(self, branch_ids: Sequence[int]) -> bool:
         """Whether no branch is listed twice."""
         return self._find(branch_ids).distinct
@@ -349,8 +345,7 @@ class BlockLedger:
                 branches = list(map(self._branches.__getitem__, ids))
             except KeyError as unknown:
                 raise UnknownBranch(unknown.args[0]) from None
-            rows = np.fromiter(map(_row, branches), np.int64, len(ids))
-            found = self._found = _Found(tuple(map(_id, branches)), branches, rows)
+            found = self._found = _Found(ids, branches, np.fromiter(map(_row, branches), np.int64, len(ids)))
         return found
 
     def _blocks_for(self, num_tokens: int) -> int:

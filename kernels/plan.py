@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def plan_tree(
 
     Raises ValueError for no branch, a repeated branch, or a query count outside 1..length; UnknownBranch.
     """
-    ids = allocator.known_ids(branch_ids)
+    ids = tuple(map(index, branch_ids))
     if not ids:
         raise ValueError("attention needs at least one branch")
     if not allocator.are_distinct(ids):

@@ -5,6 +5,7 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
+import torch
 
 from frtool.kernels.allocator import PhysicalKVAllocator, UnknownBranch
 from frtool.kernels.plan import TreePlan, plan_tree
@@ -84,6 +85,15 @@ def test_the_order_depends_on_the_sharing_and_not_on_where_blocks_lie():
         return plan_tree(allocator, ids).order.tolist()
 
     assert order(False) == order(True) == [0, 2, 4, 1, 3]
+
+
+def test_branches_are_named_by_whole_numbers_of_any_kind():
+    for kind in (list, np.array, torch.tensor):
+        allocator = PhysicalKVAllocator(10, 4, 1, 1)
+        ids = [allocator.alloc_branch(9).branch_id for _ in range(2)]
+        assert plan_tree(allocator, kind(ids)).branch_ids == (0, 1)
+    with pytest.raises(TypeError, match="float"):
+        plan_tree(allocator, [float(ids[0])])
 
 
 @pytest.mark.parametrize("seed", range(12))
