@@ -10,6 +10,7 @@ every step works on rows by themselves; for the matrix products, where that take
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import frexp
 
 import numpy as np
 import torch
@@ -89,6 +90,9 @@ def attend_grouped(
     """q, out `[T, Hq, D]`, sinks `[Hq]`; the formula is that of `reference`. Without `out` a new tensor in fp32."""
     heads, dim = q.shape[1:]
     asked = q.float()
+    if frexp(scale)[0] != 0.5:
+        # A product scales its factors or its result, by its shape; only a power of two is the same bits either way.
+        asked, scale = asked * scale, 1.0
     if asked.stride(2) != 1 or asked.stride(1) != dim or asked.stride(0) % dim:
         asked = asked.contiguous()
     pitch = asked.stride(0) // dim

@@ -1,19 +1,22 @@
 """Linear layers of a model on a CPU, with their weights laid out once for the matrix products of a decode step.
 
 oneDNN reorders a weight matrix at every product, which for the few rows of a decode step costs as much as the product.
-A packed weight is reordered once. The values are the same: in bfloat16 to the bit, in float32 up to the order of sums.
-Every row of a product has the same bits whatever the others are, from a number of rows on that `least_rows` finds by
-trial.
+A packed weight is reordered once. The values are the same up to the order of sums. Every row of a product has the same
+bits whatever the others are, from a number of rows on that `least_rows` finds by trial, and up to one that is found for
+each shape where a processor needs it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from .memory import free_host_memory
+from .row_layout import ANY_ROWS, RowLayout, layout_of, pack, rows_agree
 
 _PACKABLE = (torch.float32, torch.bfloat16)
 _NOTHING: tuple[str, list[Any], str] = ("none", [], "")
@@ -25,10 +28,14 @@ class PackedLinear(nn.Module):
     """`x @ weight.T + bias` for `[..., in]` x of the weight's dtype. Inference only; several weights become one."""
 
     def __init__(
-        self, *layers: nn.Linear, then: tuple[str, list[Any], str] = _NOTHING, order: torch.Tensor | None = None
+        self,
+        *layers: nn.Linear,
+        then: tuple[str, list[Any], str] = _NOTHING,
+        order: torch.Tensor | None = None,
+        layout: RowLayout | None = None,
     ) -> None:
         """Takes the weights of `layers`, which read the same input; their outputs follow one another, or come in the
-        `order` int64 `[out]` of these."""
+        `order` int64 `[out]` of these. `layout`: found by trial if None."""
         super().__init__()
         self._then = then
         weight = layers[0].weight if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
@@ -46,22 +53,44 @@ class PackedLinear(nn.Module):
         if order is not None:
             weight = weight[order]
             self.bias = None if self.bias is None else self.bias[order]
-        self._packed = _pack(weight.detach())
-        self._product, self._joined = _op()._linear_pointwise.default, _op()._linear_pointwise.binary
+        weight = weight.detach()
+        if layout is None:
+            trial = _trial(weight.dtype)
+            layout = ANY_ROWS if trial.any_rows else layout_of(weight, trial.least)
+        self._packed = pack(weight, layout)
+        self._most = layout.most
+        self._size = (1 << 62) if layout.most is None else layout.most * self.in_features
+        op: Any = torch.ops.mkldnn._linear_pointwise
+        self._product, self._joined = op.default, op.binary
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.numel() > self._size:
+            return self._in_pieces(x, None, lambda part, _: self.forward(part))
         out: torch.Tensor = self._product(x, self._packed, self.bias, *self._then)
         return out
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """`residual` + this layer of x, rounded once."""
-        out: torch.Tensor = self._joined(x, residual, self._packed, self.bias, "add")
-        return out
+        return self._join(x, residual, "add")
 
     def times(self, factor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """`factor` * this layer of x, rounded once."""
-        out: torch.Tensor = self._joined(x, factor, self._packed, self.bias, "mul")
+        return self._join(x, factor, "mul")
+
+    def _join(self, x: torch.Tensor, term: torch.Tensor, how: str) -> torch.Tensor:
+        if x.numel() > self._size:
+            return self._in_pieces(x, term, lambda *parts: self._join(*parts, how))
+        out: torch.Tensor = self._joined(x, term, self._packed, self.bias, how)
         return out
+
+    def _in_pieces(
+        self, x: torch.Tensor, term: torch.Tensor | None, run: Callable[[torch.Tensor, Any], torch.Tensor]
+    ) -> torch.Tensor:
+        assert self._most is not None
+        parts = x.reshape(-1, self.in_features).split(self._most)
+        terms = [None] * len(parts) if term is None else term.reshape(-1, self.out_features).split(self._most)
+        pieces = [run(part, term) for part, term in zip(parts, terms, strict=True)]
+        return torch.cat(pieces).view(*x.shape[:-1], self.out_features)
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -70,18 +99,9 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def least_rows(device: torch.device, dtype: torch.dtype) -> int:
-    """Rows that a product with packed weights of `dtype`, or with plain ones, needs, so that each has the same bits
-    whatever the others are. 0 where nothing can be packed."""
-    if device.type != "cpu" or dtype not in _PACKABLE:
-        return 0
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return 0
-    if dtype not in _results:
-        try:
-            _results[dtype] = _try(dtype)
-        except (RuntimeError, AttributeError, NotImplementedError):  # another build of torch, another processor
-            _results[dtype] = 0
-    return _results[dtype]
+    """Rows that a product with packed weights of `dtype` needs, so that each has the same bits whatever the others are.
+    0 where nothing can be packed."""
+    return _trial(dtype).least if device.type == "cpu" else 0
 
 
 @torch.inference_mode()
@@ -89,7 +109,8 @@ def pack_model(model: Any) -> int:
     """Pack the linear layers of `model` in place and free the weights as they were. Returns how many were packed.
 
     Decoder layers that `packed_layers` knows are replaced as a whole. An output matrix that is the embedding too stays
-    besides its packed copy; it is left as it is where such a copy would take much of the free memory.
+    besides its packed copy; it is left as it is where such a copy would take much of the free memory, or all of it
+    where the rows of a plain product depend on each other.
     """
     from .packed_layers import pack_layers
 
@@ -98,68 +119,71 @@ def pack_model(model: Any) -> int:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and child.weight.dtype in _PACKABLE:
-                if child.weight.data_ptr() in tables and child.weight.nbytes > free_host_memory() // 8:
+                share = 8 if _trial(child.weight.dtype).plain else 1
+                if child.weight.data_ptr() in tables and child.weight.nbytes > free_host_memory() // share:
                     continue
                 setattr(module, name, PackedLinear(child))
                 count += 1
     return count
 
 
-def _op() -> Any:
-    return torch.ops.mkldnn
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """What trials of products of one number format have shown."""
+
+    least: int
+    """Rows of a product at least; 0 where packed ones are wrong."""
+    any_rows: bool = True
+    """Whether any more will do."""
+    plain: bool = True
+    """Whether this holds for weights that are not packed, too."""
 
 
-def _pack(weight: torch.Tensor) -> torch.Tensor:
-    packed: torch.Tensor = _op()._reorder_linear_weight(weight, None)
-    return packed
+_results: dict[torch.dtype, _Trial] = {}
 
 
-_results: dict[torch.dtype, int] = {}
+def _trial(dtype: torch.dtype) -> _Trial:
+    if dtype not in _PACKABLE or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return _Trial(0)
+    if dtype not in _results:
+        try:
+            _results[dtype] = _try(dtype)
+        except (RuntimeError, AttributeError, NotImplementedError):  # another build of torch, another processor
+            _results[dtype] = _Trial(0)
+    return _results[dtype]
 
 
 @torch.inference_mode()
-def _try(dtype: torch.dtype) -> int:
-    """Products of shapes with remainders and of long sums: 0 if they are wrong, else the fewest rows of which each has
-    the same bits in any company."""
+def _try(dtype: torch.dtype) -> _Trial:
+    """Products of shapes with remainders and of long sums."""
     generator = torch.Generator().manual_seed(0)
-    least = 4
+    cases = []
     for width, length in ((200, 1100), (96, 2048)):
-        x, factor = (torch.randn(72, size, generator=generator).to(dtype) for size in (length, width))
+        x, term = (torch.randn(144, size, generator=generator).to(dtype) for size in (length, width))
         linear = nn.Linear(length, width, bias=False).to(dtype)
         linear.weight.copy_(torch.randn(width, length, generator=generator) / length**0.5)
-        packed, active = PackedLinear(linear), PackedLinear(linear, then=SILU)
-        whole = _products(linear, packed, active, x, factor)
-        exact = x.float() @ linear.weight.float().T
-        expected = (exact, exact, exact + factor, exact * factor, nn.functional.silu(exact))
-        for got, truth in zip(whole, expected, strict=True):
-            if not torch.allclose(got.float(), truth.float(), rtol=2e-2, atol=2e-2):
-                return 0
-        while not _alone(linear, packed, active, x, factor, least, whole):
-            least *= 2
-            if least > 8:
-                return 0
-    return least
+        cases.append((linear, x, term))
+    for any_rows in (True, False):
+        for least in (4, 8):
+            if all(_holds(*case, least, ANY_ROWS if any_rows else None) for case in cases):
+                plain = all(rows_agree(lambda x, _, of=linear: of(x), x, term, least) for linear, x, term in cases)
+                return _Trial(least, any_rows, plain)
+    return _Trial(0)
 
 
-def _products(
-    linear: nn.Linear, packed: PackedLinear, active: PackedLinear, x: torch.Tensor, factor: torch.Tensor
-) -> list[torch.Tensor]:
-    return [linear(x), packed(x), packed.add_to(factor, x), packed.times(factor, x), active(x)]
-
-
-def _alone(
-    linear: nn.Linear,
-    packed: PackedLinear,
-    active: PackedLinear,
-    x: torch.Tensor,
-    factor: torch.Tensor,
-    least: int,
-    whole: list[torch.Tensor],
-) -> bool:
-    """Whether multiples of `least` rows each give what they give among all."""
-    for rows in (least, 3 * least, 40):
-        some = slice(5, 5 + rows)
-        part = _products(linear, packed, active, x[some].clone(), factor[some].clone())
-        if not all(torch.equal(a, b[some]) for a, b in zip(part, whole, strict=True)):
-            return False
-    return True
+def _holds(linear: nn.Linear, x: torch.Tensor, term: torch.Tensor, least: int, layout: RowLayout | None) -> bool:
+    """Whether packed products are right, and every row has the same bits among any multiple of `least` rows."""
+    layout = layout or layout_of(linear.weight, least)
+    packed, active = PackedLinear(linear, layout=layout), PackedLinear(linear, then=SILU, layout=layout)
+    exact = x.float() @ linear.weight.float().T
+    products = (
+        (lambda x, _: packed(x), exact),
+        (lambda x, term: packed.add_to(term, x), exact + term),
+        (lambda x, term: packed.times(term, x), exact * term),
+        (lambda x, _: active(x), nn.functional.silu(exact)),
+    )
+    return all(
+        torch.allclose(product(x, term).float(), truth.float(), rtol=2e-2, atol=2e-2)
+        and rows_agree(product, x, term, least)
+        for product, truth in products
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import time
@@ -23,8 +24,21 @@ class Running:
         self.process = subprocess.Popen([*command, "search", *argv], text=True, **pipes)
 
     def wait_for(self, path, lines: int) -> None:
+        self._wait(lambda: path.exists() and path.read_bytes().count(b"\n") >= lines)
+
+    def wait_for_an_answer(self, path, terminal: int | None = None) -> None:
+        """`terminal` is read meanwhile: the search waits for one that nobody reads."""
+
+        def come() -> bool:
+            while terminal is not None and select.select([terminal], [], [], 0)[0]:
+                os.read(terminal, 1 << 16)
+            return path.exists() and b'"answer": "' in path.read_bytes()
+
+        self._wait(come)
+
+    def _wait(self, come) -> None:
         end = time.monotonic() + 20
-        while not path.exists() or path.read_bytes().count(b"\n") < lines:
+        while not come():
             assert time.monotonic() < end
             assert self.process.poll() is None
             time.sleep(0.02)
@@ -51,7 +65,7 @@ def ended(path) -> Ended:
 
 def test_ctrl_c_ends_with_the_best_answer_so_far(fake_cli, trace):
     search = Running(fake_cli, "slow", "--trace", str(trace))
-    search.wait_for(trace, 30)
+    search.wait_for_an_answer(trace)
     search.process.send_signal(signal.SIGINT)
     status, out, err = search.result()
     assert status == 130
@@ -63,7 +77,7 @@ def test_ctrl_c_ends_with_the_best_answer_so_far(fake_cli, trace):
 
 def test_ctrl_c_twice_ends_at_once_with_a_whole_trace(fake_cli, trace):
     search = Running(fake_cli, "hang", "--json", "--trace", str(trace))
-    search.wait_for(trace, 30)
+    search.wait_for_an_answer(trace)
     search.process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     assert search.process.poll() is None
@@ -89,7 +103,7 @@ def test_ctrl_c_while_loading(fake_cli, trace, argv):
 
 def test_a_kill_signal_ends_in_order(fake_cli, trace):
     search = Running(fake_cli, "slow", "--trace", str(trace))
-    search.wait_for(trace, 30)
+    search.wait_for_an_answer(trace)
     search.process.terminate()
     status, out, _ = search.result()
     assert status == 128 + signal.SIGTERM
@@ -120,7 +134,7 @@ def test_a_terminal_that_hangs_up_ends_the_search_in_order(fake_cli, trace):
     ours, theirs = pty.openpty()
     search = Running(fake_cli, "slow", "--trace", str(trace), stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
-    search.wait_for(trace, 20)
+    search.wait_for_an_answer(trace, ours)
     os.close(ours)
     search.process.send_signal(signal.SIGHUP)  # as the kernel does to the session of a terminal that goes
     assert search.process.wait(20) in (128 + signal.SIGHUP, 1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from frtool.models import packed
+from frtool.models import packed, row_layout
 
 COMMON = {
     "vocab_size": 61,
@@ -131,15 +131,72 @@ def test_a_pass_over_a_tree_gives_what_the_interface_of_transformers_gives(kind,
 
 def test_where_packing_computes_something_else_nothing_is_packed(monkeypatch):
     monkeypatch.setattr(packed, "_results", {})
-    monkeypatch.setattr(packed, "_pack", lambda weight: weight.flip(0))
+    monkeypatch.setattr(packed, "pack", lambda weight, layout: row_layout.pack(weight.flip(0), layout))
     assert not packed.can_pack(torch.device("cpu"), torch.float32)
 
 
 def test_where_torch_lacks_the_operator_nothing_is_packed(monkeypatch):
-    def absent(weight: torch.Tensor) -> torch.Tensor:
+    def absent(weight: torch.Tensor, layout: row_layout.RowLayout) -> torch.Tensor:
         raise AttributeError("_reorder_linear_weight")
 
     monkeypatch.setattr(packed, "_results", {})
-    monkeypatch.setattr(packed, "_pack", absent)
+    monkeypatch.setattr(packed, "pack", absent)
     assert not packed.can_pack(torch.device("cpu"), torch.float32)
     assert not packed.can_pack(torch.device("cpu"), torch.float16)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 9, 17, 40])
+def test_a_product_of_more_rows_than_agree_is_computed_in_pieces(rows):
+    linear = torch.nn.Linear(40, 24)
+    whole = packed.PackedLinear(linear, layout=row_layout.RowLayout())
+    pieces = packed.PackedLinear(linear, layout=row_layout.RowLayout(None, 8))
+    x, term = torch.randn(2, rows, 40), torch.randn(2, rows, 24)
+    products = {
+        "plain": lambda layer: layer(x),
+        "added": lambda layer: layer.add_to(term, x),
+        "multiplied": lambda layer: layer.times(term, x),
+    }
+    for name, product in products.items():
+        assert product(pieces).shape == (2, rows, 24), name
+        torch.testing.assert_close(product(pieces), product(whole), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width", "length"), [(96, 64), (40, 4864)])
+def test_no_row_of_a_product_depends_on_the_others_in_the_layout_of_its_shape(dtype, width, length):
+    if not packed.can_pack(torch.device("cpu"), dtype):
+        pytest.skip("this torch packs no such weights")
+    torch.manual_seed(0)
+    least = packed.least_rows(torch.device("cpu"), dtype)
+    layer = packed.PackedLinear(torch.nn.Linear(length, width, bias=False, dtype=dtype))
+    x, term = torch.randn(304, length).to(dtype), torch.randn(304, width).to(dtype)
+    for product in (lambda rows: layer(x[rows]), lambda rows: layer.add_to(term[rows], x[rows])):
+        whole = product(slice(None))
+        for count in (1, 2, 5, 8, 9, 16, 17, 32, 33, 38):
+            rows = slice(3, 3 + count * least)
+            assert torch.equal(product(rows), whole[rows]), count
+
+
+def test_where_rows_depend_on_their_number_a_layout_is_tried_for_each_shape(monkeypatch):
+    """As on processors with AMX: beyond 32 rows a product rounds in another way, beyond 8 in one layout."""
+    packs: list[row_layout.RowLayout] = []
+
+    def pack(weight: torch.Tensor, layout: row_layout.RowLayout):
+        packs.append(layout)
+        return weight, layout
+
+    def products(of):
+        _, layout = of
+        limit = {1: 8}.get(layout.packed_for, 32)
+        return [lambda x, term: x[:, :3] * (1 + (len(x) > limit))]
+
+    monkeypatch.setattr(row_layout, "_results", {})
+    monkeypatch.setattr(row_layout, "pack", pack)
+    monkeypatch.setattr(row_layout, "_products", products)
+    weight = torch.arange(12.0).view(3, 4)
+    assert row_layout.layout_of(weight, 4) == row_layout.RowLayout(None, 32)
+    tried = len(packs)
+    assert row_layout.layout_of(weight + 1, 4) == row_layout.RowLayout(None, 32)
+    assert len(packs) == tried, "once for a shape"
+    monkeypatch.setattr(row_layout, "_products", lambda of: [lambda x, term: x[:, :3] * len(x)])
+    assert row_layout.layout_of(torch.ones(3, 5), 4) == row_layout.RowLayout(None, 4), "pieces of one size always agree"

@@ -75,7 +75,7 @@ def test_half_precision_caches_lose_only_the_rounding_of_the_output(random_fores
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["plain", "all"])
-@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 64), (4, 64), (7, 80)])
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 64), (4, 64), (7, 80), (2, 32)])
 def test_a_result_is_the_same_bits_in_any_company(random_forest, group, head_dim, name, dtype):
     forest = random_forest(
         group, kv_heads=1, group=group, head_dim=head_dim, dtype=dtype, most_queries=9, steps=80, longest=150

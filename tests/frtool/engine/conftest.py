@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from frtool.engine import Engine, EngineOptions
-from frtool.models.load import LoadedModel, RewardTokens
+from frtool.models.load import LoadedModel, RewardTokens, pack_weights
 from frtool.search.protocols import Expand, Step
 
 CHARACTERS = "0123456789+-*/=() \nabcdefghijklmnopqrstuvwxyz."
@@ -57,9 +57,11 @@ def make_loaded(
     max_positions: int = 256,
     sharpness: float = 0.3,
     ends: bool = True,
+    pack: bool = True,
     **config: Any,
 ) -> LoadedModel:
-    """A random Llama of two layers. `sharpness`: spread of the weights; `ends`: whether it has an end token."""
+    """A random Llama of two layers. `sharpness`: spread of the weights; `ends`: whether it has an end token; `pack`:
+    its weights where the processor packs any, as `load_model` does."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from frtool.models.hook import ATTENTION_NAME
@@ -85,7 +87,7 @@ def make_loaded(
     model = LlamaForCausalLM._from_config(LlamaConfig(**settings), attn_implementation=ATTENTION_NAME, dtype=dtype)
     known = tokenizer.get_vocab()
     marks = ("<prm>", "<+>", "<->")
-    return LoadedModel(
+    loaded = LoadedModel(
         model=model.to(device).eval().requires_grad_(False),
         tokenizer=tokenizer,
         name="tiny",
@@ -105,6 +107,7 @@ def make_loaded(
         chat_template=False,
         is_embedded=False,
     )
+    return pack_weights(loaded) if pack else loaded
 
 
 class Chain(torch.nn.Module):

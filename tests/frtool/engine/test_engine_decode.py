@@ -89,7 +89,7 @@ def test_steps_have_the_same_bits_at_every_capacity(
 ) -> None:
     loaded = loaded_model(dtype=dtype)
     trees = [
-        drive(loaded, batch=batch, delimiter="e", read_rewards=True, **options).grow(width=4, depth=2)
+        drive(loaded, batch=batch, delimiter="e", read_rewards=True, **options).grow(width=6, depth=2)
         for batch in (1, 4, 16)
     ]
     assert len(trees[0]) > 10

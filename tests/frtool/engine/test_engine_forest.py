@@ -278,7 +278,7 @@ def test_an_error_of_the_model_ends_every_search_and_is_raised(loaded_model: Mod
     def run() -> None:
         for _, event in run_forest(forest, starts):
             if isinstance(event, NodeAdded):
-                loaded.model.lm_head.weight.fill_(float("nan"))
+                loaded.model.model.embed_tokens.weight.fill_(float("nan"))
             if isinstance(event, Ended):
                 ends.append(event.reason)
 

@@ -58,7 +58,7 @@ class LiveBytes(TorchDispatchMode):
 @pytest.fixture(scope="module")
 def wide(loaded_model: Model) -> LoadedModel:
     """Its logits are larger than all else that a pass makes; it names no end, for nothing may be drawn apart."""
-    return loaded_model(vocab_size=VOCAB)
+    return loaded_model(vocab_size=VOCAB, pack=False)  # as on a GPU
 
 
 def fill(driver: Any) -> None:

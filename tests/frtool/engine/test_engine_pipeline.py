@@ -116,7 +116,7 @@ def test_nan_logits_name_their_step(loaded_model: Model, drive: Drive) -> None:
     driver = drive(loaded, delimiter="e", pipeline=True)
     driver.submit("0", 0, 1)
     driver.poll()
-    loaded.model.lm_head.weight.fill_(float("nan"))
+    loaded.model.model.embed_tokens.weight.fill_(float("nan"))
     with pytest.raises(FrtoolError, match=r"NaN logits at step 0\.0, after \d+ tokens"):
         driver.finish()
 
