@@ -15,6 +15,7 @@ from frtool.search.protocols import OutOfMemory, Step
 from frtool.search.tree import Node, SearchTree
 
 from .layout import PathLayout, common_prefix
+from .logistic import logistic
 from .preset import RewardPreset
 from .reading import PASS_TOKENS, Reading
 from .reward_pool import Asked, RewardPool
@@ -227,7 +228,7 @@ class RewardModelScorer:
         if preset.head == "2class":
             return out.softmax(-1)[:, 1]
         scaled = out[:, 0] / preset.scale
-        return torch.sigmoid(scaled) if preset.squash == "sigmoid" else (1 + torch.tanh(scaled)) / 2
+        return logistic(scaled if preset.squash == "sigmoid" else 2 * scaled)  # (1 + tanh(x)) / 2 is that of 2 x
 
     def _read_question(self) -> None:
         ids = self._layout.root

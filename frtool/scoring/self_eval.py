@@ -14,6 +14,7 @@ from frtool.models.text import one_line
 from frtool.search.protocols import Step
 from frtool.search.tree import Node, SearchTree
 
+from .logistic import logistic
 from .reading import PASS_TOKENS, Reading, make_room, read_last
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class SelfEvalScorer:
             out = read_last(self._batch, readings)
             root.scorer_tokens += sum(len(reading.new) for reading in readings)
             yes, no = (out[:, ids].logsumexp(-1) for ids in self.labels)
-            return list(zip(readings, torch.sigmoid(yes - no).tolist(), strict=True))
+            return list(zip(readings, logistic(yes - no).tolist(), strict=True))
         finally:
             for reading in readings:
                 allocator.free_branch(reading.branch_id)
