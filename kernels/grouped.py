@@ -2,9 +2,10 @@
 
 Each query's keys are cut into chunks at absolute positions (see `tiles`). A tile of queries over one chunk gives, per
 query and head, a softmax-weighted mean of V and the logarithm of its weight; a query's means are then summed by
-position, weighted by a softmax over those logarithms (and the sink). Computed in fp32 whatever the cache
-holds. Results are the same bits whatever else is in the batch, in whatever order and however it is shared, because
-every step works on rows by themselves; for the matrix products, where that takes enough rows, `grouped_work` tests it.
+position, weighted by a softmax over those logarithms (and the sink). Computed in fp32 whatever the cache holds, but for
+the products of `fused`. Results are the same bits whatever else is in the batch, in whatever order and however it is
+shared, because every step works on rows by themselves; for the matrix products, where that takes enough rows,
+`grouped_work` tests it.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ import numpy as np
 import torch
 
 from .allocator import PhysicalKVAllocator
+from .fused import FusedBatch, fused_rows
 from .grouped_work import CHUNK, Slab, lay_out
 from .plan import TreePlan
 
 
 @dataclass(slots=True)
 class GroupedPlan:
-    """The tree, and its tiles for each (window, query heads, rows of D numbers from query to query) asked for."""
+    """The tree, and its tiles for each (window, query heads, rows of D numbers from query to query, fused rows) asked
+    for."""
 
     tree: TreePlan
     backend: str = "torch"
-    _work: dict[tuple[int | None, int, int], list[Slab]] = field(default_factory=dict, repr=False)
+    _work: dict[tuple[int | None, int, int, int], list[Slab]] = field(default_factory=dict, repr=False)
     _threads: int = field(default_factory=torch.get_num_threads)
     """Which the tiles are cut for."""
 
@@ -55,7 +58,7 @@ class GroupedPlan:
             or not np.array_equal(np.where(tree.tables >= 0, tables[:, :width], -1), tree.tables)
         ):
             return None
-        for (window, _, _), slabs in self._work.items():
+        for (window, *_), slabs in self._work.items():
             batches = [batch for slab in slabs for batch in slab.batches if batch.hidden is not None]
             tails = [batch.tails for batch in batches if batch.tails is not None]
             if window is not None or len(tails) < len(batches) or sum(len(t.seen) for t in tails) < len(lengths):
@@ -89,16 +92,18 @@ def attend_grouped(
 ) -> torch.Tensor:
     """q, out `[T, Hq, D]`, sinks `[Hq]`; the formula is that of `reference`. Without `out` a new tensor in fp32."""
     heads, dim = q.shape[1:]
-    asked = q.float()
-    if frexp(scale)[0] != 0.5:
+    fused = fused_rows(allocator.dtype, dim, allocator.device) if softcap is None else 0
+    asked = q.to(allocator.dtype) if fused else q.float()
+    if not fused and frexp(scale)[0] != 0.5:
         # A product scales its factors or its result, by its shape; only a power of two is the same bits either way.
         asked, scale = asked * scale, 1.0
     if asked.stride(2) != 1 or asked.stride(1) != dim or asked.stride(0) % dim:
         asked = asked.contiguous()
     pitch = asked.stride(0) // dim
-    work = plan._work.get((window, heads, pitch))
+    key = window, heads, pitch, fused
+    work = plan._work.get(key)
     if work is None:
-        work = plan._work[window, heads, pitch] = lay_out(plan.tree, allocator, window, heads, pitch)
+        work = plan._work[key] = lay_out(plan.tree, allocator, *key)
     stored = allocator.rows_from(layer, by_token=allocator.dtype != torch.float32)
     queries = asked.as_strided(((len(asked) - 1) * pitch + heads, dim), (dim, 1))
     whole = len(work) == 1 and work[0].queries is None
@@ -125,10 +130,15 @@ def _attend_slab(
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """queries: rows of D fp32 numbers, with those of all heads; asked: t * Hq; stored: K and V from the layer on.
+    """queries: rows of D numbers, with those of all heads; asked: t * Hq; stored: K and V from the layer on.
     Returns `[t * Hq, D]` fp32."""
     alone = slab.pieces == 1 and sinks is None  # then each query has one piece, whose share is 1
+    has_logs = False
     for batch in slab.batches:
+        if isinstance(batch, FusedBatch):
+            batch.attend(queries, stored, scale)
+            has_logs = True
+            continue
         scores = batch.scores
         if batch.q_rows is not None:
             torch.index_select(queries, 0, batch.q_rows, out=batch.q)
@@ -148,9 +158,9 @@ def _attend_slab(
         torch.bmm(scores, batch.values, out=batch.means)
     if alone:
         return slab.means.index_select(0, slab.first)
-    # The largest weight is 1 / sum(exp(score - largest score)).
-    torch.log(slab.peaks, out=slab.logs)
-    torch.sub(slab.largest, slab.logs, out=slab.logs)
+    if not has_logs:  # the largest weight is 1 / sum(exp(score - largest score))
+        torch.log(slab.peaks, out=slab.logs)
+        torch.sub(slab.largest, slab.logs, out=slab.logs)
     shares = torch.index_select(slab.logs, 0, slab.pieces_of, out=slab.shares).view(asked, -1)
     if sinks is not None:
         shares[:, 0] = sinks.float().repeat(asked // len(sinks))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .allocator import PhysicalKVAllocator
+from .fused import FusedBatch
 from .plan import TreePlan
 from .tiles import TileBatch, TileSlab, cut_tiles
 
@@ -103,7 +104,7 @@ class Slab:
 
     queries: torch.Tensor | None
     """int64 `[t]` into all queries; None where that would change nothing."""
-    batches: tuple[Batch, ...]
+    batches: tuple[Batch | FusedBatch, ...]
     pieces: int
     """The most that a query has."""
     means: torch.Tensor
@@ -124,21 +125,24 @@ class Slab:
     """`[t * Hq * lanes]`."""
 
 
-def lay_out(tree: TreePlan, allocator: PhysicalKVAllocator, window: int | None, heads: int, pitch: int) -> list[Slab]:
-    """The work of one layer for `heads` query heads, in rows of D numbers, `pitch` of them from query to query."""
+def lay_out(
+    tree: TreePlan, allocator: PhysicalKVAllocator, window: int | None, heads: int, pitch: int, fused: int
+) -> list[Slab]:
+    """The work of one layer for `heads` query heads, in rows of D numbers, `pitch` of them from query to query.
+    `fused`: as `fused_rows` gives it, or 0 for single products."""
     slab_pieces = max(_SLAB_BYTES // (heads * 2 * (CHUNK + allocator.head_dim) * 4), 1)
     slabs = cut_tiles(tree, CHUNK, window, slab_pieces)
     in_order = len(slabs) == 1 and np.array_equal(slabs[0].queries, np.arange(tree.num_queries))
-    return [_slab(slab, allocator, heads, pitch, in_order) for slab in slabs]
+    return [_slab(slab, allocator, heads, pitch, in_order, fused) for slab in slabs]
 
 
-def _slab(slab: TileSlab, allocator: PhysicalKVAllocator, heads: int, pitch: int, in_order: bool) -> Slab:
+def _slab(slab: TileSlab, allocator: PhysicalKVAllocator, heads: int, pitch: int, in_order: bool, fused: int) -> Slab:
     kv_heads, device = allocator.num_kv_heads, allocator.device
     group = heads // kv_heads
     head = np.arange(heads)
     queries = len(slab.queries)
     threads = torch.get_num_threads()
-    least_rows = _least_rows(allocator.head_dim, threads, device.type)
+    least_rows = fused or _least_rows(allocator.head_dim, threads, device.type)
     least_tiles = -(-threads // kv_heads)
     shapes = []
     rows = 1
@@ -155,16 +159,16 @@ def _slab(slab: TileSlab, allocator: PhysicalKVAllocator, heads: int, pitch: int
         rows += n * kv_heads * tile_queries * query_rows
     # Each begins its own memory, where no other slab's pieces come to lie on entry 0.
     means = allocator.scratch("means", rows, allocator.head_dim)
-    largest, peaks = (allocator.scratch(name, rows) for name in ("largest", "peaks"))
-    means[0], largest[0], peaks[0] = 0, -torch.inf, 1
-    batches: list[Batch] = []
+    largest, peaks, logs = (allocator.scratch(name, rows) for name in ("largest", "peaks", "logs"))
+    means[0], largest[0], peaks[0], logs[0] = 0, -torch.inf, 1, -torch.inf
+    batches: list[Batch | FusedBatch] = []
     row = 1
     for batch, (n, query_rows) in zip(slab.batches, shapes, strict=True):
         rows_of = slab.queries[batch.queries]
-        results = (means, largest, peaks)
+        results = (means, logs) if fused else (means, largest, peaks)
         for part in _batches(batch, rows_of, pitch, n, least_tiles, query_rows, allocator, heads, results, row):
             batches.append(part)
-            row += part.queries.shape[0] * part.queries.shape[1]
+            row += len(part.q)
     return Slab(
         queries=None if in_order else _tensor(slab.queries, device),
         batches=tuple(batches),
@@ -172,7 +176,7 @@ def _slab(slab: TileSlab, allocator: PhysicalKVAllocator, heads: int, pitch: int
         means=means,
         largest=largest,
         peaks=peaks,
-        logs=allocator.scratch("logs", rows),
+        logs=logs,
         first=_tensor(pieces_of[:, :, 1].reshape(-1), device),
         pieces_of=_tensor(pieces_of.reshape(-1), device),
         members=_tensor(pieces_of[:, :, : slab.pieces + 1].reshape(-1), device),
@@ -190,13 +194,13 @@ def _batches(
     query_rows: int,
     allocator: PhysicalKVAllocator,
     heads: int,
-    results: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    results: tuple[torch.Tensor, ...],
     row: int,
-) -> Iterator[Batch]:
+) -> Iterator[Batch | FusedBatch]:
     """The tiles, repeated up to `n`, in parts that stay cached. Rows past a query's last head repeat that head.
 
-    `queries` `[tiles, R]`: those of `batch`, among all. `results`: means, largest and peaks of the slab; those of the
-    tiles begin at `row`.
+    `queries` `[tiles, R]`: those of `batch`, among all. `results`: means, largest and peaks of the slab, or means and
+    logs for fused batches; those of the tiles begin at `row`.
     """
     kv_heads, dim, device = allocator.num_kv_heads, allocator.head_dim, allocator.device
     tile_queries = batch.queries.shape[1]
@@ -220,7 +224,8 @@ def _batches(
     step = _key_step(dim, torch.get_num_threads(), device.type)
     tile_bytes = kv_heads * 4 * 2 * (CHUNK * dim + m * (CHUNK + dim))
     # Tiles of each size have working memory of their own: in one for all, a core writes what lies in another's cache.
-    kind = f" of {tile_queries}"
+    fused = len(results) == 2
+    kind = f" of {tile_queries}{' fused' * fused}"
     parts = max(n // max(_BATCH_BYTES // tile_bytes, least_tiles, 1), 1)
     before: np.ndarray | None = None
     for part in range(parts):
@@ -233,32 +238,55 @@ def _batches(
         keys = -(-int(seen[lo:hi].max()) // step) * step
         count = (hi - lo) * kv_heads
         kv_rows = first_rows[lo:hi, ..., :keys] + offsets
-        q = allocator.scratch("q" + kind, count * m, dim)
+        q = allocator.scratch("q" + kind, count * m, dim, dtype=allocator.dtype if fused else torch.float32)
         width = kv_heads * dim if by_token else dim
         stored = allocator.scratch("stored" + kind, kv_rows.size, width, dtype=allocator.dtype)
+        mask = hidden[lo:hi, ..., :keys] if lo < masked else None
+        if mask is not None and fused:
+            mask = _of_all(mask, hi - lo, query_rows)
+        tails = None
+        if mask is not None and tile_queries == 1 and device.type == "cpu":
+            own = slice(lo, min(hi, masked))
+            tails = Tails(
+                branch=queries[own, 0],
+                seen=seen[own].copy(),
+                slots=slots[own, :keys].copy(),
+                kv_rows=kv_rows[: own.stop - lo],
+                hidden=mask[: own.stop - lo].view(-1, keys).numpy(),
+                rows=1 if by_token else kv_heads,
+                offsets=offsets,
+            )
+        asked = None if in_place else _tensor(asks, device)
+        end = row + count * m
+        if fused:
+            apart = _tile_pitch(slots[lo:hi, :keys]) if tails is None else None  # tails are gathered, to grow in place
+            k, v = stored.view(hi - lo, 2, keys, kv_heads, dim).transpose(2, 3).unbind(1)
+            means, logs = (a[row:end].view(hi - lo, kv_heads, m, *a.shape[1:]) for a in results)
+            yield FusedBatch(
+                q_rows=asked,
+                kv_rows=_tensor(kv_rows.reshape(-1), device) if apart is None else None,
+                place=(int(slots[lo, 0]), apart or 0, to_v),
+                hidden=mask,
+                q=q,
+                queries=q.view(hi - lo, kv_heads, m, dim),
+                stored=stored,
+                keys=k,
+                values=v,
+                means=means,
+                logs=logs,
+                tails=tails,
+            )
+            row = end
+            continue
         gathered, exact = stored, None
         if by_token:
             gathered = allocator.scratch("exact" + kind, hi - lo, kv_heads, 2, keys, dim)
             exact = gathered, stored.view(hi - lo, 2, keys, kv_heads, dim).permute(0, 3, 1, 2, 4)
         k, v = gathered.view(count, 2, keys, dim).unbind(1)
         scores = allocator.scratch("scores" + kind, count, m, keys)
-        mask = hidden[lo:hi, ..., :keys] if lo < masked else None
-        tails = None
-        if mask is not None and tile_queries == 1 and device.type == "cpu":
-            own = slice(lo, lo + len(mask))
-            tails = Tails(
-                branch=queries[own, 0],
-                seen=seen[own].copy(),
-                slots=slots[own, :keys].copy(),
-                kv_rows=kv_rows[: len(mask)],
-                hidden=mask[:, 0, 0, 0].numpy(),
-                rows=1 if by_token else kv_heads,
-                offsets=offsets,
-            )
-        end = row + count * m
         means, largest, peaks = (a[row:end].view(count, m, *a.shape[1:]) for a in results)
         yield Batch(
-            q_rows=None if in_place else _tensor(asks, device),
+            q_rows=asked,
             kv_rows=_tensor(kv_rows.reshape(-1), device),
             hidden=mask,
             q=q,
@@ -276,6 +304,24 @@ def _batches(
             tails=tails,
         )
         row = end
+
+
+def _tile_pitch(slots: np.ndarray) -> int | None:
+    """Slots from tile to tile of `[n, C]` where each tile's are consecutive and this is the same for all; else None."""
+    first = slots[:, 0]
+    pitch = int(first[1] - first[0]) if len(first) > 1 else 0
+    there = (first[0] + pitch * np.arange(len(first)))[:, None] + np.arange(slots.shape[1])
+    return pitch if pitch >= 0 and np.array_equal(slots, there) else None
+
+
+def _of_all(hidden: torch.Tensor, tiles: int, rows: int) -> torch.Tensor:
+    """`[m, 1, R, 1, C]` of the first tiles, as `[tiles, 1, R * rows, C]` of all; `[tiles, 1, 1, C]` for one query."""
+    _, _, queries, _, keys = hidden.shape
+    if queries > 1:
+        hidden = hidden.expand(-1, -1, -1, rows, -1)
+    whole = hidden.new_zeros(tiles, 1, hidden.shape[2] * hidden.shape[3], keys)
+    whole[: len(hidden)] = hidden.reshape(len(hidden), 1, -1, keys)
+    return whole
 
 
 def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
