@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .memory import free_host_memory
-from .row_layout import ANY_ROWS, RowLayout, layout_of, pack, rows_agree
+from .row_layout import ANY_ROWS, Product, RowLayout, layout_of, pack, rows_agree
 
 _PACKABLE = (torch.float32, torch.bfloat16)
 _NOTHING: tuple[str, list[Any], str] = ("none", [], "")
@@ -79,7 +79,7 @@ class PackedLinear(nn.Module):
 
     def _join(self, x: torch.Tensor, term: torch.Tensor, how: str) -> torch.Tensor:
         if x.numel() > self._size:
-            return self._in_pieces(x, term, lambda *parts: self._join(*parts, how))
+            return self._in_pieces(x, term, lambda part, of_part: self._join(part, of_part, how))
         out: torch.Tensor = self._joined(x, term, self._packed, self.bias, how)
         return out
 
@@ -87,9 +87,11 @@ class PackedLinear(nn.Module):
         self, x: torch.Tensor, term: torch.Tensor | None, run: Callable[[torch.Tensor, Any], torch.Tensor]
     ) -> torch.Tensor:
         assert self._most is not None
-        parts = x.reshape(-1, self.in_features).split(self._most)
-        terms = [None] * len(parts) if term is None else term.reshape(-1, self.out_features).split(self._most)
-        pieces = [run(part, term) for part, term in zip(parts, terms, strict=True)]
+        rows, terms = x.reshape(-1, self.in_features), None if term is None else term.reshape(-1, self.out_features)
+        pieces = []
+        for first in range(0, len(rows), self._most):
+            part = slice(first, first + self._most)
+            pieces.append(run(rows[part], None if terms is None else terms[part]))
         return torch.cat(pieces).view(*x.shape[:-1], self.out_features)
 
 
@@ -166,9 +168,13 @@ def _try(dtype: torch.dtype) -> _Trial:
     for any_rows in (True, False):
         for least in (4, 8):
             if all(_holds(*case, least, ANY_ROWS if any_rows else None) for case in cases):
-                plain = all(rows_agree(lambda x, _, of=linear: of(x), x, term, least) for linear, x, term in cases)
+                plain = all(rows_agree(_plain(linear), x, term, least) for linear, x, term in cases)
                 return _Trial(least, any_rows, plain)
     return _Trial(0)
+
+
+def _plain(linear: nn.Linear) -> Product:
+    return lambda x, _: linear(x)
 
 
 def _holds(linear: nn.Linear, x: torch.Tensor, term: torch.Tensor, least: int, layout: RowLayout | None) -> bool:
@@ -176,7 +182,7 @@ def _holds(linear: nn.Linear, x: torch.Tensor, term: torch.Tensor, least: int, l
     layout = layout or layout_of(linear.weight, least)
     packed, active = PackedLinear(linear, layout=layout), PackedLinear(linear, then=SILU, layout=layout)
     exact = x.float() @ linear.weight.float().T
-    products = (
+    products: tuple[tuple[Product, torch.Tensor], ...] = (
         (lambda x, _: packed(x), exact),
         (lambda x, term: packed.add_to(term, x), exact + term),
         (lambda x, term: packed.times(term, x), exact * term),
