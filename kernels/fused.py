@@ -63,14 +63,16 @@ class FusedBatch:
             start, strides = stored.storage_offset() + first * width, (step * width, dim, width, 1)
             keys = stored.as_strided(keys.shape, strides, start)
             values = stored.as_strided(values.shape, strides, start + to_values * width)
-        mean, log = _flash(self.queries, keys, values, self.hidden, scale)
+        mean, log = flash_attention(self.queries, keys, values, self.hidden, scale)
         self.means.copy_(mean)
         self.logs.copy_(log)
 
 
-def _flash(
+def flash_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor | None, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean of v `[n, Hk, C, D]` for each row of q `[n, Hk, M, D]`, and the logarithm of its weight, fp32
+    `[n, Hk, M]`."""
     op: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
     mean, log = op(q, k, v, 0.0, False, attn_mask=hidden, scale=scale)
     return mean, log
@@ -101,7 +103,7 @@ def _holds(dim: int, threads: int) -> bool:
     )
     scale = dim**-0.5
     scores = scale * q.float() @ k.float().mT
-    mean, log = _flash(q, k, v, None, scale)
+    mean, log = flash_attention(q, k, v, None, scale)
     k, v = (a.transpose(1, 2).contiguous().transpose(1, 2) for a in (k, v))  # as the cache holds them
     right = torch.allclose(mean.float(), torch.softmax(scores, -1) @ v.float(), rtol=3e-2, atol=3e-2)
     if not right or not torch.allclose(log, scores.logsumexp(-1), rtol=1e-2, atol=1e-2):
@@ -111,7 +113,7 @@ def _holds(dim: int, threads: int) -> bool:
         n, h, part = (tiles, heads, slice(rows)) if rows % 2 else (1, 1, slice(3, 3 + rows))
         hidden = None if hidden is None else hidden[:n, ..., :end]
         # The logarithm stays fp32: it shows what the rounding of the mean hides.
-        got = _flash(q[:n, :h, part].clone(), k[:n, :h, :end], v[:n, :h, :end], hidden, scale)
+        got = flash_attention(q[:n, :h, part].clone(), k[:n, :h, :end], v[:n, :h, :end], hidden, scale)
         return all(torch.equal(a, b[:n, :h, part]) for a, b in zip(got, whole, strict=True))
 
     if not all(same(rows, keys, None, (mean, log)) for rows in (2, 3, 4, 5, 8, 9, 24, 32, 40, 64, 96, 160, 192)):
@@ -119,7 +121,7 @@ def _holds(dim: int, threads: int) -> bool:
     for seen in (5, 16, 33, 48):
         hidden = torch.zeros(tiles, 1, 1, keys)
         hidden[..., seen:] = -torch.inf
-        whole = _flash(q, k, v, hidden, scale)
+        whole = flash_attention(q, k, v, hidden, scale)
         if not all(same(rows, -(-seen // _STEP) * _STEP, hidden, whole) for rows in (2, 3, 40)):
             return False
     return True

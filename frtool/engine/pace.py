@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from frtool.kernels.fused import flash_attention, fused_rows
 from frtool.models.packed import PackedLinear, can_pack
 
 if TYPE_CHECKING:
@@ -116,7 +117,12 @@ def _agree(threads: int, dtype: torch.dtype, dim: int) -> bool:
         while count:
             torch.set_num_threads(count)
             scores = torch.bmm(q, k.transpose(1, 2))
-            results.append((packed(x), scores, torch.bmm(scores, k), torch.softmax(scores, -1)))
+            of_count = [packed(x), scores, torch.bmm(scores, k), torch.softmax(scores, -1)]
+            fused = fused_rows(dtype, dim, torch.device("cpu"))
+            if fused:
+                half = [a.unsqueeze(1).to(dtype) for a in (q, k, k)]
+                of_count += flash_attention(*half, None, dim**-0.5)
+            results.append([torch.tensor(fused), *of_count])
             count //= 2
     finally:
         torch.set_num_threads(threads)

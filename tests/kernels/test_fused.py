@@ -110,7 +110,7 @@ def test_only_bfloat16_on_a_cpu_is_fused():
 
 @pytest.mark.parametrize("fault", ["wrong", "company", "absent"])
 def test_where_the_call_is_wrong_or_not_there_nothing_is_fused(monkeypatch, fault):
-    flash = fused._flash
+    flash = fused.flash_attention
 
     def faulty(q, k, v, hidden, scale):
         if fault == "absent":
@@ -119,5 +119,5 @@ def test_where_the_call_is_wrong_or_not_there_nothing_is_fused(monkeypatch, faul
         return (mean + 1, log) if fault == "wrong" else (mean, log + 1e-6 * q.shape[2])
 
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    monkeypatch.setattr(fused, "_flash", faulty)
+    monkeypatch.setattr(fused, "flash_attention", faulty)
     assert fused._rows.__wrapped__(64, 1) == 0
