@@ -26,7 +26,8 @@ class FusedBatch:
     """n tiles: index tensors into rows of D numbers, for Hk kv heads, M = R * rows a query, C keys."""
 
     q_rows: torch.Tensor | None
-    """int64 `[n * Hk * M]` into the rows of all queries, bfloat16. None where `q` holds them."""
+    """int64 `[n * Hk * M]` into the rows of all queries, bfloat16; `[Hk * M]` where all tiles have the same. None where
+    `q` holds them."""
     kv_rows: torch.Tensor | None
     """int64 `[n * 2 * C]` into the cache from a layer on, by token: of each tile the K rows, then the V rows. None
     where the cache is read in place."""
@@ -35,7 +36,7 @@ class FusedBatch:
     hidden: torch.Tensor | None
     """fp32 `[n, 1, M, C]`, or `[n, 1, 1, C]` for tiles of one query: -inf where the key must not be seen."""
     q: torch.Tensor
-    """`[n * Hk * M, D]`."""
+    """The rows `q_rows`."""
     queries: torch.Tensor
     """`q` as `[n, Hk, M, D]`."""
     stored: torch.Tensor

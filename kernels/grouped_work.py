@@ -168,7 +168,7 @@ def _slab(slab: TileSlab, allocator: PhysicalKVAllocator, heads: int, pitch: int
         results = (means, logs) if fused else (means, largest, peaks)
         for part in _batches(batch, rows_of, pitch, n, least_tiles, query_rows, allocator, heads, results, row):
             batches.append(part)
-            row += len(part.q)
+            row += part.means.numel() // allocator.head_dim
     return Slab(
         queries=None if in_order else _tensor(slab.queries, device),
         batches=tuple(batches),
@@ -231,14 +231,17 @@ def _batches(
     for part in range(parts):
         # The first parts are the longer ones, so that those after them may find their queries in place.
         lo, hi = -(-n * part // parts), -(-n * (part + 1) // parts)
-        asks = q_rows[lo:hi].reshape(-1)
+        asks = q_rows[lo:hi]
+        # Tiles of the same queries, over the chunks of a prompt say, can share one copy of them.
+        same = fused and bool((asks == asks[0]).all())
+        asks = (asks[0] if same else asks).reshape(-1)
         in_place = before is not None and np.array_equal(before[: len(asks)], asks)
         if not in_place:
             before = asks
         keys = -(-int(seen[lo:hi].max()) // step) * step
         count = (hi - lo) * kv_heads
         kv_rows = first_rows[lo:hi, ..., :keys] + offsets
-        q = allocator.scratch("q" + kind, count * m, dim, dtype=allocator.dtype if fused else torch.float32)
+        q = allocator.scratch("q" + kind, len(asks), dim, dtype=allocator.dtype if fused else torch.float32)
         width = kv_heads * dim if by_token else dim
         stored = allocator.scratch("stored" + kind, kv_rows.size, width, dtype=allocator.dtype)
         mask = hidden[lo:hi, ..., :keys] if lo < masked else None
@@ -268,7 +271,7 @@ def _batches(
                 place=(int(slots[lo, 0]), apart or 0, to_v),
                 hidden=mask,
                 q=q,
-                queries=q.view(hi - lo, kv_heads, m, dim),
+                queries=q.view(-1, kv_heads, m, dim).expand(hi - lo, -1, -1, -1),
                 stored=stored,
                 keys=k,
                 values=v,
