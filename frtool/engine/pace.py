@@ -120,8 +120,8 @@ def _agree(threads: int, dtype: torch.dtype, dim: int) -> bool:
             of_count = [packed(x), scores, torch.bmm(scores, k), torch.softmax(scores, -1)]
             fused = fused_rows(dtype, dim, torch.device("cpu"))
             if fused:
-                half = [a.unsqueeze(1).to(dtype) for a in (q, k, k)]
-                of_count += flash_attention(*half, None, dim**-0.5)
+                rows, keys = (a.unsqueeze(1).to(dtype) for a in (q, k))
+                of_count += flash_attention(rows, keys, keys, None, dim**-0.5)
             results.append([torch.tensor(fused), *of_count])
             count //= 2
     finally:
