@@ -142,7 +142,7 @@ def _slab(slab: TileSlab, allocator: PhysicalKVAllocator, heads: int, pitch: int
     head = np.arange(heads)
     queries = len(slab.queries)
     threads = torch.get_num_threads()
-    least_rows = fused or _least_rows(allocator.head_dim, threads, device.type)
+    least_rows, multiple = (fused, 1) if fused else _row_counts(allocator.head_dim, threads, device.type)
     least_tiles = -(-threads // kv_heads)
     shapes = []
     rows = 1
@@ -151,6 +151,8 @@ def _slab(slab: TileSlab, allocator: PhysicalKVAllocator, heads: int, pitch: int
     for batch in slab.batches:
         tile_queries = batch.queries.shape[1]
         query_rows = max(group, -(-least_rows // tile_queries))
+        while tile_queries * query_rows % multiple:
+            query_rows += 1
         n = max(len(batch.queries), least_tiles)
         shapes.append((n, query_rows))
         first = rows + (batch.tile * kv_heads * tile_queries + batch.place) * query_rows
@@ -332,30 +334,38 @@ def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 @lru_cache
-def _least_rows(dim: int, threads: int, device: str) -> int:
-    """The fewest rows from which on the rows of `torch.bmm` do not depend on how many rows and matrices there are.
+def _row_counts(dim: int, threads: int, device: str) -> tuple[int, int]:
+    """The fewest rows from which on the rows of `torch.bmm` do not depend on how many rows and matrices there are, and
+    the number that counts of rows must be a multiple of.
 
-    Fewer rows take other code (one row is a matrix-vector product), which sums in another order. Found by trial for
-    this head dim and number of threads, with at least as many matrices as threads: of fewer, threads would share one.
-    32 if no count passes.
+    Fewer rows take other code (one row is a matrix-vector product), which sums in another order; so do, on some
+    processors, the last rows of a count that is no multiple. Found by trial for this head dim and number of threads,
+    with at least as many matrices as threads: of fewer, threads would share one. 32 and 1 if nothing passes.
     """
     generator = torch.Generator().manual_seed(0)
 
     def random(rows: int, columns: int) -> torch.Tensor:
         return torch.randn(threads + 1, rows, columns, generator=generator).to(device)
 
-    products = [(random(128, dim), random(CHUNK, dim).transpose(1, 2)), (random(128, CHUNK), random(CHUNK, dim))]
-    wholes = [torch.bmm(left, right) for left, right in products]
-    for least in (4, 8, 16):
-        if all(
+    def agree(whole_rows: int, counts: tuple[int, ...]) -> bool:
+        pairs = [(left[:, :whole_rows].contiguous(), right) for left, right in products]
+        wholes = [torch.bmm(left, right) for left, right in pairs]
+        return all(
             torch.equal(torch.bmm(left[:n, first : first + rows], right[:n]), whole[:n, first : first + rows])
-            for (left, right), whole in zip(products, wholes, strict=True)
-            for rows in (least, least + 1, 2 * least - 1, 2 * least, 3 * least, 64)
+            for (left, right), whole in zip(pairs, wholes, strict=True)
+            for rows in counts
             for first in (0, 5)
             for n in (threads, threads + 1)
-        ):
-            return least
-    return 32
+        )
+
+    products = [(random(192, dim), random(CHUNK, dim).transpose(1, 2)), (random(192, CHUNK), random(CHUNK, dim))]
+    for least in (4, 8, 16):
+        if agree(128, (least, least + 1, 2 * least - 1, 2 * least, 3 * least, 64)):
+            return least, 1
+    for multiple in (4, 6, 8, 12, 16, 24):
+        if agree(192, (multiple, 2 * multiple, 3 * multiple, 4 * multiple, 96)):
+            return multiple, multiple
+    return 32, 1
 
 
 @lru_cache
@@ -363,13 +373,13 @@ def _key_step(dim: int, threads: int, device: str) -> int:
     """A chunk of which only the first keys are seen may end after a multiple of this many: `_LANES` where a trial gives
     the same bits as for the whole chunk, else `CHUNK`."""
     generator = torch.Generator().manual_seed(0)
-    least = _least_rows(dim, threads, device)
+    least, multiple = _row_counts(dim, threads, device)
 
     def random(rows: int) -> torch.Tensor:
         return torch.randn(threads + 1, rows, dim, generator=generator).to(device)
 
     k, v = random(CHUNK), random(CHUNK)
-    for rows in (least, 3 * least, 64):
+    for rows in (least, 3 * least, 64 // multiple * multiple):
         q = random(rows)
         for keys in range(_LANES, CHUNK, _LANES):
             whole = torch.bmm(q, k.transpose(1, 2))
