@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _LEAST_ROWS = 2
 """One row alone is a matrix-vector product, which sums in another order."""
-_STEP = 16
+KEY_STEP = 16
 """A chunk of which only the first keys are seen may end after a multiple of this many."""
 
 
@@ -123,6 +123,6 @@ def _holds(dim: int, threads: int) -> bool:
         hidden = torch.zeros(tiles, 1, 1, keys)
         hidden[..., seen:] = -torch.inf
         whole = flash_attention(q, k, v, hidden, scale)
-        if not all(same(rows, -(-seen // _STEP) * _STEP, hidden, whole) for rows in (2, 3, 40)):
+        if not all(same(rows, -(-seen // KEY_STEP) * KEY_STEP, hidden, whole) for rows in (2, 3, 40)):
             return False
     return True

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .allocator import PhysicalKVAllocator
-from .fused import FusedBatch
+from .fused import KEY_STEP, FusedBatch
 from .plan import TreePlan
 from .tiles import TileBatch, TileSlab, cut_tiles
 
@@ -223,10 +223,10 @@ def _batches(
     hidden = torch.zeros(batch.hidden.shape).masked_fill_(torch.from_numpy(batch.hidden), -torch.inf)
     hidden = hidden[:, None, :, None].to(device)
     m = tile_queries * query_rows
-    step = _key_step(dim, torch.get_num_threads(), device.type)
+    fused = len(results) == 2
+    step = KEY_STEP if fused else _key_step(dim, torch.get_num_threads(), device.type)
     tile_bytes = kv_heads * 4 * 2 * (CHUNK * dim + m * (CHUNK + dim))
     # Tiles of each size have working memory of their own: in one for all, a core writes what lies in another's cache.
-    fused = len(results) == 2
     kind = f" of {tile_queries}{' fused' * fused}"
     parts = max(n // max(_BATCH_BYTES // tile_bytes, least_tiles, 1), 1)
     before: np.ndarray | None = None

@@ -26,6 +26,19 @@ def same(got: torch.Tensor, expected: torch.Tensor) -> bool:
     return torch.equal(got, expected) if exact else torch.allclose(got, expected, rtol=2e-2, atol=2e-2)
 
 
+def shared_tree(prefix: int, lengths: list[int]) -> tuple[PhysicalKVAllocator, list[int]]:
+    """A pool of random K and V, and branches of `lengths` that share the first `prefix` tokens."""
+    torch.manual_seed(0)
+    allocator = PhysicalKVAllocator(300, 4, 2, 64, dtype=torch.bfloat16)
+    allocator.kv_cache.normal_()
+    return allocator, grow_below(allocator, prefix, lengths)
+
+
+def grow_below(allocator: PhysicalKVAllocator, prefix: int, lengths: list[int]) -> list[int]:
+    root = allocator.alloc_branch(prefix).branch_id
+    return [allocator.alloc_branch(length, parent_branch_id=root).branch_id for length in lengths]
+
+
 def near(got: torch.Tensor, expected: torch.Tensor) -> bool:
     return bool((got.double() - expected).abs().max() <= 8e-3 * expected.abs().max())
 
@@ -51,11 +64,7 @@ def test_a_random_forest_equals_the_reference(random_forest, kv_heads, group, he
 
 @pytest.mark.usefixtures("_always")
 def test_a_plan_that_grows_with_its_branches_equals_a_new_one():
-    torch.manual_seed(0)
-    allocator = PhysicalKVAllocator(300, 4, 2, 64, dtype=torch.bfloat16)
-    allocator.kv_cache.normal_()
-    root = allocator.alloc_branch(130).branch_id
-    ids = [allocator.alloc_branch(131 + i, parent_branch_id=root).branch_id for i in range(5)]
+    allocator, ids = shared_tree(130, [131 + i for i in range(5)])
     plan = plan_attention(allocator, ids)
     tree_attention(torch.randn(5, 4, 64).bfloat16(), allocator, plan=plan)
     for _ in range(9):
@@ -67,11 +76,7 @@ def test_a_plan_that_grows_with_its_branches_equals_a_new_one():
 
 @pytest.mark.usefixtures("_always")
 def test_shared_tokens_that_lie_together_are_read_in_place():
-    torch.manual_seed(0)
-    allocator = PhysicalKVAllocator(300, 4, 2, 64, dtype=torch.bfloat16)
-    allocator.kv_cache.normal_()
-    root = allocator.alloc_branch(256).branch_id
-    ids = [allocator.alloc_branch(257, parent_branch_id=root).branch_id for _ in range(40)]
+    allocator, ids = shared_tree(256, [257] * 40)
     plan = plan_attention(allocator, ids)
     q = torch.randn(40, 4, 64).bfloat16()
     together = tree_attention(q, allocator, plan=plan)
@@ -81,8 +86,7 @@ def test_shared_tokens_that_lie_together_are_read_in_place():
     scattered = PhysicalKVAllocator(300, 4, 2, 64, dtype=torch.bfloat16)
     for branch in [scattered.alloc_branch(4).branch_id for _ in range(140)][::2]:
         scattered.free_branch(branch)
-    root = scattered.alloc_branch(256).branch_id
-    others = [scattered.alloc_branch(257, parent_branch_id=root).branch_id for _ in range(40)]
+    others = grow_below(scattered, 256, [257] * 40)
     for mine, other in zip(ids, others, strict=True):
         slots = torch.from_numpy(allocator.slots(mine))
         scattered.write_slots(scattered.slots(other), allocator.read_slots(slots.numpy()))

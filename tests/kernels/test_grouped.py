@@ -81,7 +81,7 @@ def test_a_result_is_the_same_bits_in_any_company(random_forest, group, head_dim
     forest = random_forest(
         group, kv_heads=1, group=group, head_dim=head_dim, dtype=dtype, most_queries=9, steps=80, longest=150
     )
-    if grouped_work._row_counts(head_dim, torch.get_num_threads(), "cpu") == (32, 1):
+    if head_dim == 80 and grouped_work._row_counts(head_dim, torch.get_num_threads(), "cpu") == (32, 1):
         pytest.skip("products of this head dimension depend on their company on this processor")
     settings = options(name, forest.heads)
     whole = attend(forest, **settings)
