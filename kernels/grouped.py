@@ -48,7 +48,7 @@ class GroupedPlan:
         A step of a search takes as long to plan as a layer to compute where few branches grow.
         """
         tree = self.tree
-        tables, lengths = allocator.layout(tree.branch_ids)
+        tables, lengths, _ = allocator.layout(tree.branch_ids)
         width = tree.tables.shape[1]
         if (
             self._threads != torch.get_num_threads()

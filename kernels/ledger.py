@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -53,16 +52,12 @@ class _Found:
     """Branches by id, their table rows int64 `[n]`, and what `keep` was given for them."""
 
     ids: tuple[int, ...]
-    branches: list[Branch]
     rows: np.ndarray
     distinct: bool = field(init=False)
     kept: Any = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.distinct = len(set(self.ids)) == len(self.ids)
-
-
-_row = attrgetter("_row")
+        self.distinct = not len(self.rows) or int(np.bincount(self.rows).max()) == 1  # each branch has a row of its own
 
 
 class BlockLedger:
@@ -78,6 +73,8 @@ class BlockLedger:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._branches: dict[int, Branch] = {}
+        self._row_of: dict[int, int] = {}
+        """The branches' rows by id, for those who ask for many."""
         self._next_id = 0
         self._refs = np.zeros(num_blocks, np.int64)
         self._tables = np.full((8, 8), -1, np.int32)
@@ -176,8 +173,8 @@ class BlockLedger:
             self._count_table_blocks(needed - len(sources))
         lengths = self._lengths[rows] + counts_
         self._lengths[rows] = lengths
-        for branch, length in zip(found.branches, lengths.tolist(), strict=True):
-            branch.length = length
+        for branch_id, length in zip(found.ids, lengths.tolist(), strict=True):
+            self._branches[branch_id].length = length
 
     def free_branch(self, branch_id: int) -> None:
         """End a branch. Blocks that other branches hold live on. O(blocks of the branch)."""
@@ -187,7 +184,7 @@ class BlockLedger:
         self._refs[table] = left
         dead = table[np.count_nonzero(left) :]
         self._free.extend(dead[::-1].tolist())
-        del self._branches[branch_id]
+        del self._branches[branch_id], self._row_of[branch_id]
         self._found = None
         self._lengths[branch._row] = 0
         self._free_rows.append(branch._row)
@@ -218,17 +215,17 @@ class BlockLedger:
         """int32 `[len(branch_ids), most blocks]`, a copy; rows end in -1 where a branch has fewer blocks."""
         return self.layout(branch_ids)[0]
 
-    def layout(self, branch_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """`block_tables` and `lengths` of the branches, at once."""
+    def layout(self, branch_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`block_tables` and `lengths` of the branches, and int64 `[len(branch_ids)]` how many blocks each has."""
         rows = self._find(branch_ids).rows
         lengths = self._lengths[rows]
         blocks = -(-lengths // self.block_size)
-        width = int(blocks.max(initial=0))
-        least = int(blocks.min(initial=width))
+        width = int(np.maximum.reduce(blocks, initial=0))
+        least = int(np.minimum.reduce(blocks, initial=width))
         tables = self._tables[rows, :width]
         if least < width:
             tables[:, least:][np.arange(least, width) >= blocks[:, None]] = -1
-        return tables, lengths
+        return tables, lengths, blocks
 
     def slots(self, branch_id: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """int64 `[stop - start]`: slots of the tokens at positions `start` to `stop` (default: the end)."""
@@ -342,10 +339,10 @@ class BlockLedger:
         found = self._found
         if found is None or (found.ids is not ids and found.ids != ids):
             try:
-                branches = list(map(self._branches.__getitem__, ids))
+                rows = np.fromiter(map(self._row_of.__getitem__, ids), np.int64, len(ids))
             except KeyError as unknown:
                 raise UnknownBranch(unknown.args[0]) from None
-            found = self._found = _Found(ids, branches, np.fromiter(map(_row, branches), np.int64, len(ids)))
+            found = self._found = _Found(ids, rows)
         return found
 
     def _blocks_for(self, num_tokens: int) -> int:
@@ -385,6 +382,7 @@ class BlockLedger:
             self._widen(num_blocks)
         branch = Branch(self._next_id, length, self._free_rows.pop())
         self._branches[self._next_id] = branch
+        self._row_of[self._next_id] = branch._row
         self._lengths[branch._row] = length
         self._next_id += 1
         return branch

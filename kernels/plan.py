@@ -62,24 +62,27 @@ def plan_tree(
         raise ValueError("attention needs at least one branch")
     if not allocator.are_distinct(ids):
         raise ValueError("a branch is listed twice")
-    tables, counts = allocator.layout(ids)
-    lengths = counts.astype(np.int32)
-    queries = np.ones(len(ids), np.int32) if q_lens is None else np.asarray(q_lens, np.int32)
-    if queries.shape != lengths.shape:
-        raise ValueError(f"{len(ids)} branches but {queries.size} query counts")
-    bad = (queries < 1) | (queries > lengths)
+    tables, lengths, ends = (a.astype(np.int32, copy=False) for a in allocator.layout(ids))
+    if q_lens is None:
+        q_start = np.arange(len(ids) + 1, dtype=np.int32)
+        queries = q_start[1:] - q_start[:-1]
+        bad = lengths < 1
+    else:
+        queries = np.asarray(q_lens, np.int32)
+        if queries.shape != lengths.shape:
+            raise ValueError(f"{len(ids)} branches but {queries.size} query counts")
+        q_start = np.zeros(len(ids) + 1, np.int32)
+        np.add.accumulate(queries, out=q_start[1:])
+        bad = (queries < 1) | (queries > lengths)
     if np.count_nonzero(bad):
         i = int(bad.argmax())
         raise ValueError(f"branch {ids[i]} of {lengths[i]} tokens cannot have {queries[i]} query tokens")
-    q_start = np.zeros(len(ids) + 1, np.int32)
-    np.add.accumulate(queries, out=q_start[1:])
-    ends = -(-lengths // allocator.block_size)
     kept = allocator.kept(ids)
     if kept is None:
         order, start, stop, lo, hi = _find_nodes(tables, ends)
-        own = (hi - lo == 1).nonzero()[0]
-        if len(own) == len(ids):  # every branch ends in a node of its own: no other grows
-            allocator.keep(ids, (order, start, stop, lo, hi, own))
+        sole = hi - lo == 1
+        if np.count_nonzero(sole) == len(ids):  # every branch ends in a node of its own: no other grows
+            allocator.keep(ids, (order, start, stop, lo, hi, sole.nonzero()[0]))
     else:
         order, start, stop, lo, hi, own = kept
         stop = stop.copy()
@@ -94,20 +97,16 @@ def _find_nodes(
     # Blocks that all branches hold form one node: of these columns one is enough to plan the rest.
     skip = max(_held_by_all(tables) - 1, 0)
     cells = tables[:, skip:] + 1  # 0: no block
-    ends = ends - skip
     holders = np.bincount(cells.ravel())
     holders[0] = 0
     new = _not_above(cells)
-    if np.count_nonzero(new) == np.count_nonzero(holders):  # each block's holders are neighbours already
+    if len(new) == np.count_nonzero(holders):  # each block's holders are neighbours already
         order = np.arange(len(tables), dtype=np.int32)
     else:
         order = _depth_first(cells, len(holders))
         cells, ends = cells[order], ends[order]
         new = _not_above(cells)
-    start, stop, lo, hi = _nodes(holders.take(cells), new, ends)
-    if skip:
-        np.add(start, skip, out=start, where=start > 0)
-        stop += skip
+    start, stop, lo, hi = _nodes(cells, new, holders, ends, skip)
     return order, start, stop, lo, hi
 
 
@@ -122,10 +121,11 @@ def _held_by_all(tables: np.ndarray) -> int:
 
 
 def _not_above(cells: np.ndarray) -> np.ndarray:
-    """Cells with a block that the row above does not hold."""
-    new: np.ndarray = cells > 0
+    """Numbers of the cells with a block that the row above does not hold."""
+    new = cells > 0
     new[1:] &= cells[1:] != cells[:-1]
-    return new
+    numbers: np.ndarray = new.ravel().nonzero()[0]
+    return numbers
 
 
 def _depth_first(cells: np.ndarray, most: int) -> np.ndarray:
@@ -158,19 +158,24 @@ def _depth_first(cells: np.ndarray, most: int) -> np.ndarray:
 
 
 def _nodes(
-    holders: np.ndarray, new: np.ndarray, ends: np.ndarray
+    cells: np.ndarray, new: np.ndarray, holders: np.ndarray, ends: np.ndarray, skip: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """node_start, node_stop, node_lo, node_hi of rows in depth-first order. Per cell: how many rows hold its block, and
-    whether the row above does not. Per row: its number of blocks."""
-    width = new.shape[1]
-    holders, begins = holders.ravel(), np.empty(new.size, bool)
-    np.not_equal(holders[1:], holders[:-1], out=begins[1:])
-    begins[::width] = True
-    begins &= new.ravel()
-    cell = begins.nonzero()[0]
-    lo = cell // width
-    start = cell - lo * width
-    hi = lo + holders[cell]
-    stop = ends[lo]
-    np.copyto(stop[:-1], start[1:], where=lo[1:] == lo[:-1], casting="same_kind")  # the next node continues this row
-    return start.astype(np.int32), stop, lo.astype(np.int32), hi.astype(np.int32)
+    """node_start, node_stop, node_lo, node_hi of rows in depth-first order. `new`: the cells that the row above does
+    not hold. Per block: how many rows hold it. Per row: its number of blocks. `skip`: columns before the cells."""
+    # A row's new cells follow each other; a node begins with the first, and where others hold the block.
+    held = holders.take(cells.ravel().take(new))
+    row = new // cells.shape[1]
+    begins = np.empty(len(new), bool)
+    begins[0] = True
+    np.not_equal(held[1:], held[:-1], out=begins[1:])
+    begins[1:] |= row[1:] != row[:-1]
+    first = begins.nonzero()[0]
+    row = row.take(first)
+    lo = row.astype(np.int32)
+    hi = (row + held.take(first)).astype(np.int32)
+    start = (new.take(first) - row * cells.shape[1]).astype(np.int32)
+    if skip:
+        np.add(start, skip, out=start, where=start > 0)
+    stop = ends.take(row)
+    np.copyto(stop[:-1], start[1:], where=row[1:] == row[:-1])  # the next node continues this row
+    return start, stop, lo, hi
