@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -98,25 +99,23 @@ def choose_wide(
 ) -> np.ndarray:  # fmt: skip
     """Which (node, tile) pairs go to wide items. Each tile takes the cheapest of three: none, all, or every pair that
     gains by it. The whole takes none if that finishes first."""
-    none = np.zeros(len(tile), bool)
     if shape.tile_groups < 2 or num_groups < 2:
-        return none
+        return np.zeros(len(tile), bool)
     work = keys * rule.scale
     narrow_time = reach * work * rule.narrow_key
-    wide_time = work * np.where(covers | (keys >= rule.own_run), rule.wide_key, rule.masked_key)
+    at_once = covers | (keys >= rule.own_run)
+    wide_time = work * np.array([rule.masked_key, rule.wide_key]).take(at_once)
     gain = narrow_time - wide_time
     gains = gain > 0
     tiles = -(-num_groups // shape.tile_groups)
-    groups = np.full(tiles, shape.tile_groups)
-    groups[-1] = num_groups - (tiles - 1) * shape.tile_groups
-    mixed = np.bincount(tile, gain * gains, tiles) - rule.item - groups * rule.piece
-    rest = np.where(gains, gain, narrow_time - work * rule.masked_key)
-    every = np.bincount(tile, rest, tiles) + (groups - 1) * rule.item
+    pieces, others = _of_tiles(num_groups, shape.tile_groups, rule.piece, rule.item)
+    mixed = np.bincount(tile, gain * gains, tiles) - rule.item - pieces
+    every = np.bincount(tile, np.where(gains, gain, narrow_time - work * rule.masked_key), tiles) + others
     mixed_gains = mixed > 0
     all_wide = every > mixed * mixed_gains
     wide = (all_wide | mixed_gains)[tile] & (all_wide[tile] | gains)
     if not np.count_nonzero(wide):
-        return none
+        return wide
 
     # Both ways end to end: all the work shared out, or if that takes longer, the longest chain of one tile's parts.
     units = rule.multiprocessors
@@ -127,13 +126,20 @@ def choose_wide(
     together = (float(per_tile.sum()) + left) * heads / units + (left > 0) * items * rule.item
     alone = float(narrow_time.sum()) * heads / units + max(items, 1) * rule.item + rule.merge / min(items, 1)
     if alone < together:
-        return none
+        return np.zeros_like(wide)
     for pieces in _CHAIN_PIECES:
         waves, slower = _waves(pieces * streams, rule)
         chain = waves * slower * longest / pieces + (pieces + (left > 0)) * rule.wide_merge + 2 * rule.item
         if chain <= alone:
             return wide
-    return none
+    return np.zeros_like(wide)
+
+
+@lru_cache(maxsize=16)
+def _of_tiles(num_groups: int, tile_groups: int, piece: float, item: float) -> tuple[np.ndarray, np.ndarray]:
+    """Per tile: what pieces for all of its groups cost, and the items of all groups but one. Never written to."""
+    groups = np.minimum(num_groups - np.arange(0, num_groups, tile_groups), tile_groups)
+    return groups * piece, (groups - 1) * item
 
 
 def shared_load(tree: TreePlan, heads: int, tile_queries: int, multiprocessors: int) -> float:
@@ -143,9 +149,10 @@ def shared_load(tree: TreePlan, heads: int, tile_queries: int, multiprocessors: 
         before = np.zeros(len(tree.order) + 1, np.int64)
         tree.q_lens[tree.order].cumsum(out=before[1:])
         lo, hi = before[lo], before[hi]
-    tiles = (hi - lo + tile_queries // 2 - 1) // tile_queries
-    blocks = (tree.node_stop - tree.node_start).astype(np.int64)
-    return float(blocks @ tiles) * tree.block_size * heads / multiprocessors
+    tiles = (hi - lo + (tile_queries // 2 - 1)) // tile_queries
+    shared = tiles.nonzero()[0]
+    blocks = (tree.node_stop - tree.node_start)[shared].astype(np.int64)
+    return float(blocks @ tiles[shared]) * tree.block_size * heads / multiprocessors
 
 
 _PIECES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96)

@@ -95,7 +95,7 @@ def _find_nodes(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """order, node_start, node_stop, node_lo, node_hi. Per row: its number of blocks."""
     # Blocks that all branches hold form one node: of these columns one is enough to plan the rest.
-    skip = max(_held_by_all(tables) - 1, 0)
+    skip = max(_held_by_all(tables, ends) - 1, 0)
     cells = tables[:, skip:] + 1  # 0: no block
     holders = np.bincount(cells.ravel())
     holders[0] = 0
@@ -110,10 +110,10 @@ def _find_nodes(
     return order, start, stop, lo, hi
 
 
-def _held_by_all(tables: np.ndarray) -> int:
-    """How many leading blocks all rows hold."""
-    first = tables[0]
-    common = int(np.count_nonzero((first == tables[-1]) & (first >= 0)))
+def _held_by_all(tables: np.ndarray, ends: np.ndarray) -> int:
+    """How many leading blocks all rows hold. Per row: its number of blocks."""
+    first = tables[0, : ends[0]]
+    common = int(np.count_nonzero(first == tables[-1, : ends[0]]))
     differ = tables[:, common - 1] != first[common - 1]
     if common and not np.count_nonzero(differ):  # then they hold all before it too
         return common
@@ -121,11 +121,10 @@ def _held_by_all(tables: np.ndarray) -> int:
 
 
 def _not_above(cells: np.ndarray) -> np.ndarray:
-    """Numbers of the cells with a block that the row above does not hold."""
+    """int32: numbers of the cells with a block that the row above does not hold."""
     new = cells > 0
     new[1:] &= cells[1:] != cells[:-1]
-    numbers: np.ndarray = new.ravel().nonzero()[0]
-    return numbers
+    return new.ravel().nonzero()[0].astype(np.int32)
 
 
 def _depth_first(cells: np.ndarray, most: int) -> np.ndarray:
@@ -163,19 +162,17 @@ def _nodes(
     """node_start, node_stop, node_lo, node_hi of rows in depth-first order. `new`: the cells that the row above does
     not hold. Per block: how many rows hold it. Per row: its number of blocks. `skip`: columns before the cells."""
     # A row's new cells follow each other; a node begins with the first, and where others hold the block.
-    held = holders.take(cells.ravel().take(new))
-    row = new // cells.shape[1]
+    width = cells.shape[1]
+    held, row = holders.take(cells.ravel().take(new)), new // width
     begins = np.empty(len(new), bool)
     begins[0] = True
     np.not_equal(held[1:], held[:-1], out=begins[1:])
     begins[1:] |= row[1:] != row[:-1]
     first = begins.nonzero()[0]
-    row = row.take(first)
-    lo = row.astype(np.int32)
-    hi = (row + held.take(first)).astype(np.int32)
-    start = (new.take(first) - row * cells.shape[1]).astype(np.int32)
-    if skip:
-        np.add(start, skip, out=start, where=start > 0)
-    stop = ends.take(row)
-    np.copyto(stop[:-1], start[1:], where=row[1:] == row[:-1])  # the next node continues this row
+    lo = row.take(first)
+    hi = lo + held.take(first).astype(np.int32)
+    start = new.take(first) - lo * width
+    start[1:] += skip  # before which there is the first node only
+    stop = ends.take(lo)
+    np.copyto(stop[:-1], start[1:], where=lo[1:] == lo[:-1])  # the next node continues this row
     return start, stop, lo, hi

@@ -25,7 +25,6 @@ ITEM_FIELDS = 32
 for up to eight groups: the slot of the item's partial result, the group's first slot, its number of parts (of a merge
 item: 0 where there is nothing to merge)."""
 _GROUP0, _GROUPS, _DEFERRED, _SLOT, _FIRST_SLOT, _PARTS = 4, 5, 6, 8, 16, 24
-_TABLES = np.array([[_SLOT], [_FIRST_SLOT], [_PARTS]])
 _KEPT = 16
 """Results that each cache holds."""
 
@@ -73,18 +72,24 @@ class _Pairs:
 class _Streams:
     """Pairs sorted by stream: the tile or group whose queries read the entries of the pairs' nodes."""
 
-    kind: int
     pair: np.ndarray
     owners: np.ndarray
-    """Per pair: its number in `_Pairs`; the first of the stream's queries that owns the entries | how many do << 8."""
+    """Per pair: its number; the first of the stream's queries that owns the entries | how many do << 8."""
     starts: np.ndarray
     group: np.ndarray
+    """Per stream: its first pair, its first group."""
+    wide: _Wide | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Wide:
+    """Of each wide stream: its number of groups; how many of its entries, from the front, every owner sees in full, and
+    who these owners are."""
+
     groups: np.ndarray
-    """Per stream: its first pair, its first group, its number of groups."""
     full: np.ndarray
     owners_lo: np.ndarray
     owners_hi: np.ndarray
-    """Per wide stream: how many of its entries, from the front, every owner sees in full, and who these owners are."""
 
 
 def _count_from(first: np.ndarray | int, counts: np.ndarray) -> np.ndarray:
@@ -123,7 +128,8 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
     lengths = tree.lengths[order]
     total = tree.num_queries
     asked = None if total == len(order) else tree.q_lens[order].astype(np.int64)
-    pairs = _pairs(tree.node_lo.tobytes(), tree.node_hi.tobytes(), None if asked is None else asked.tobytes(), shape)
+    below = None if asked is None else asked.tobytes()
+    pairs = _pairs(tree.node_lo.tobytes(), tree.node_hi.tobytes(), below, total, shape)
     node_start = tree.node_start.astype(np.int64) * split
     entries = (tree.node_stop * split - node_start)[pairs.node]
     if asked is None:
@@ -141,39 +147,54 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
     wide = choose_wide(pairs.tile, pairs.groups, pairs.covers, entries * size, num_groups, heads, shape, rule)
     chosen = wide.nonzero()[0]
     shared = entries[chosen]
+    offset = int(shared.sum())
     if apart:
         rest = int(pairs.groups @ entries) - int(pairs.groups[chosen] @ shared)
-        if 4 * rest < int(shared.sum()):
+        if 4 * rest < offset:
             return None
 
-    streams: list[_Streams] = []
+    pair, owners = chosen, chosen
     ranked: list[np.ndarray] = []
-    busy = offset = 0
+    parts = np.zeros(num_groups, np.int64)
+    met = parts > 0
     if len(chosen):
-        seen = (_below(np.minimum, seen_by_first, pairs.spans) // size - node_start)[pairs.node[chosen]]
+        node = pairs.node[chosen]
+        seen = _below(np.minimum, seen_by_first, pairs.spans)[node] // size - node_start[node]
         seen = np.minimum(np.maximum(seen, 0), shared)
-        stream, items = _wide_part(pairs, wide.tobytes(), shared.tobytes(), seen.tobytes(), heads, shape, rule)
-        streams.append(stream)
+        reads = np.array([pairs.lo[chosen], pairs.hi[chosen], shared, seen], np.int32)
+        stream, items, parts, met = _wide_part(reads.tobytes(), total, heads, shape, rule)
+        pair, owners = chosen[stream.pair], stream.owners
         ranked.append(items)
-        busy = 0 if apart else heads * len(items)
-        offset = int(shared.sum())
     if len(chosen) < len(wide):
         stream = _narrow_streams(pairs, wide.tobytes(), shape.group_queries)
-        streams.append(stream)
-        ranked.append(_split(stream, entries[stream.pair], offset, heads, shape, rule, busy))
-    records, num_slots = _record(_launch_order(ranked, heads, rule, apart), num_groups, shape.merge_groups)
+        busy = heads * len(ranked[0]) if ranked and not apart else 0
+        items = _split(stream, entries[stream.pair], offset, heads, shape, rule, busy)
+        group = items[:, _GROUP0]
+        parts = parts + np.bincount(group, minlength=num_groups)
+        if ranked:
+            items[:, _DEFERRED] = (met & (parts > 1))[group]
+            pair, owners = np.concatenate([pair, stream.pair]), np.concatenate([owners, stream.owners])
+        else:
+            pair, owners = stream.pair, stream.owners
+        ranked.append(items)
+    items = _launch_order(ranked, heads, rule, apart)
+    records, num_slots = _record(items, parts, met & (parts > 1), shape.merge_groups)
 
     # The entries of a pair follow each other, in the pool as in its node.
-    pair, node, owners = _joined(pairs, *streams)
+    node = pairs.node[pair]
     entries, start = entries[pair], node_start[node]
     stops = entries.cumsum()
-    index = _count_from(start, entries)
-    row = (order[tree.node_lo] * tree.tables.shape[1])[node].repeat(entries)
-    block = tree.tables.ravel().take(row + (index if split == 1 else index // split))
-    if split > 1:
-        block = (block * split + index % split).astype(np.int32)
-    mark = (owners + (size << 16)).repeat(entries)
-    mark += index * (size << 32)
+    number = np.arange(stops[-1])
+    place = start + entries - stops  # of an entry in its branch, less its number
+    row = (order[tree.node_lo] * tree.tables.shape[1])[node]
+    tables = tree.tables.ravel()
+    if split == 1:
+        block = tables.take((row + place).repeat(entries) + number)
+    else:
+        index = place.repeat(entries) + number
+        block = (tables.take(row.repeat(entries) + index // split) * split + index % split).astype(np.int32)
+    mark = (owners + (size << 16) + place * (size << 32)).repeat(entries)
+    mark += number * (size << 32)
     # Only the last block of a node may be held in part: take from its entries, the last first, what is missing.
     missing = (start + entries) * size - _below(np.maximum, lengths, pairs.spans)[node]
     for last in range(1, split + 1):
@@ -221,34 +242,30 @@ def _below(of_two: np.ufunc, of_branch: np.ndarray, spans: tuple[np.ndarray, np.
     first, inner, edges = spans
     below = of_branch[first]
     if len(inner):
-        padded = np.zeros(len(of_branch) + 1, of_branch.dtype)
-        padded[:-1] = of_branch
+        padded = np.concatenate([of_branch, of_branch[:1]])  # an edge may be the end
         below[inner] = of_two.reduceat(padded, edges)[::2]
     return below
 
 
 @lru_cache(maxsize=_KEPT)
-def _pairs(node_lo: bytes, node_hi: bytes, asked: bytes | None, shape: TileShape) -> _Pairs:
+def _pairs(node_lo: bytes, node_hi: bytes, asked: bytes | None, total: int, shape: TileShape) -> _Pairs:
     """All that a tree has. Its `node_lo` and `node_hi`; int64 `[B]`, depth first, the queries of each branch, None if
-    that is one each."""
-    lo, hi = (np.frombuffer(a, np.int32).astype(np.int64) for a in (node_lo, node_hi))
+    that is one each; how many there are."""
+    lo, hi = np.frombuffer(node_lo + node_hi, np.int32).reshape(2, -1).astype(np.int64)
     spans = _spans(lo, hi, every=asked is not None)  # of several queries the first may not see the whole of a node
     if asked is not None:
         query = np.append(0, np.frombuffer(asked, np.int64).cumsum())
         lo, hi = query[lo], query[hi]
-    total = int(hi.max())
     tile_queries, group_queries = shape.tile_queries, shape.group_queries
     first = lo // tile_queries
-    tiles = (hi - 1) // tile_queries + 1 - first
+    tiles = (hi + (tile_queries - 1)) // tile_queries - first
     node = np.arange(len(tiles)).repeat(tiles)
     tile = _count_from(first, tiles)
-    bounds = np.arange(0, total + tile_queries, tile_queries)
-    bounds[-1] = total
-    tile_lo, tile_hi = bounds[tile], bounds[1:][tile]
-    lo, hi = np.maximum(lo[node], tile_lo), np.minimum(hi[node], tile_hi)
+    begin = tile * tile_queries
+    lo, hi = np.maximum(lo[node], begin), np.minimum(hi[node], begin + tile_queries)
     group = lo // group_queries
-    groups = (hi - 1) // group_queries + 1 - group
-    return _Pairs(node, tile, lo, hi, group, groups, (lo == tile_lo) & (hi == tile_hi), spans)
+    groups = (hi + (group_queries - 1)) // group_queries - group
+    return _Pairs(node, tile, lo, hi, group, groups, hi - lo == np.minimum(total - begin, tile_queries), spans)
 
 
 @lru_cache(maxsize=_KEPT)
@@ -256,64 +273,72 @@ def _narrow_streams(pairs: _Pairs, wide: bytes, group_queries: int) -> _Streams:
     """One stream a group, of the pairs that are not `wide` (bool)."""
     pair = (~np.frombuffer(wide, bool)).nonzero()[0]
     group, groups = pairs.group[pair], pairs.groups[pair]
-    if groups.max() > 1:
+    several = groups.max() > 1
+    if several:
         pair, group = pair.repeat(groups), _count_from(group, groups)
     by_group = group.argsort(kind="stable")
     group, pair = group[by_group], pair[by_group]
     starts, _ = _runs(group)
-    query0 = group * group_queries
-    lo, hi = np.maximum(pairs.lo[pair], query0), np.minimum(pairs.hi[pair], query0 + group_queries)
-    first, none = group[starts], np.zeros(0, np.int64)
-    return _Streams(NARROW, pair, lo - query0 | hi - lo << 8, starts, first, np.ones_like(first), none, none, none)
+    query0, lo, hi = group * group_queries, pairs.lo[pair], pairs.hi[pair]
+    if several:
+        lo, hi = np.maximum(lo, query0), np.minimum(hi, query0 + group_queries)
+    return _Streams(pair, lo - query0 | hi - lo << 8, starts, group[starts])
 
 
 @lru_cache(maxsize=_KEPT)
 def _wide_part(
-    pairs: _Pairs, wide: bytes, entries: bytes, seen: bytes, heads: int, shape: TileShape, rule: CostRule
-) -> tuple[_Streams, np.ndarray]:
-    """The streams of the pairs that are `wide` (bool), and their items. int64, of each of these pairs: entries that it
-    reads, and how many of them every query below the node sees."""
-    pair = np.frombuffer(wide, bool).nonzero()[0]
-    read, whole = np.frombuffer(entries, np.int64), np.frombuffer(seen, np.int64)
-    by_stream, stream = _wide_streams(pairs, pair, read, whole, shape, rule)
-    return stream, _split(stream, read[by_stream], 0, heads, shape, rule, 0)
+    reads: bytes, total: int, heads: int, shape: TileShape, rule: CostRule
+) -> tuple[_Streams, np.ndarray, np.ndarray, np.ndarray]:
+    """The streams of the wide pairs, which are numbered from 0; their items; and of each group, int64, into how many
+    parts these cut it, and bool, whether they do. int32 `[4, pairs]`: their queries as in `_Pairs`, the entries that
+    they read, and how many of these every query below the node sees."""
+    lo, hi, entries, seen = np.frombuffer(reads, np.int32).reshape(4, -1).astype(np.int64)
+    stream = _wide_streams(lo, hi, entries, seen, total, shape, rule)
+    items = _split(stream, entries[stream.pair], 0, heads, shape, rule, 0)
+    group = _count_from(items[:, _GROUP0], items[:, _GROUPS])
+    parts = np.bincount(group, minlength=-(-total // shape.group_queries))
+    return stream, items, parts, parts > 0
 
 
 def _wide_streams(
-    pairs: _Pairs, pair: np.ndarray, entries: np.ndarray, seen: np.ndarray, shape: TileShape, rule: CostRule
-) -> tuple[np.ndarray, _Streams]:
-    """One stream a tile, and one more for each long run of entries that the same part of the tile shares. And the order
-    of these pairs in them."""
-    tile, lo, hi, covers = (a[pair] for a in (pairs.tile, pairs.lo, pairs.hi, pairs.covers))
+    lo: np.ndarray, hi: np.ndarray, entries: np.ndarray, seen: np.ndarray, total: int, shape: TileShape, rule: CostRule
+) -> _Streams:
+    """One stream a tile, and one more for each long run of entries that the same part of the tile shares."""
+    tile = lo // shape.tile_queries
+    covers = hi - lo == np.minimum(total - tile * shape.tile_queries, shape.tile_queries)
     own, stream = np.zeros(len(tile), bool), tile
     part = (~covers).nonzero()[0]
     if len(part):
-        span = int(hi.max()) + 1
-        same = (tile[part] * span + lo[part]) * span + hi[part]
+        span = total + 1
+        same = (lo * span + hi)[part]
         by_part = same.argsort(kind="stable")
         part, same = part[by_part], same[by_part]
         starts, sizes = _runs(same)
         long_run = np.add.reduceat(entries[part], starts) * shape.entry >= rule.own_run
-        chosen = long_run.repeat(sizes)
-        part = part[chosen]
-        own[part] = True
-        stream = tile * (span * span)
-        stream[part] = same[chosen]
+        if np.count_nonzero(long_run):
+            chosen = long_run.repeat(sizes)
+            part = part[chosen]
+            own[part] = True
+            stream = tile * (shape.tile_queries * span)  # before those of parts that begin with the tile
+            stream[part] = same[chosen]
     full = seen * (covers | own)
     # Pairs that all owners see come first, then the one that they see in part, then those that need a mask.
     masked = full < entries
-    by_stream = (stream * 3 + masked * (1 + (full == 0))).argsort(kind="stable")
+    rank = stream * 3 + masked * (1 + (full == 0))
+    if rank.max() < 1 << 15:
+        rank = rank.astype(np.int16)  # which is sorted faster
+    by_stream = rank.argsort(kind="stable")
     starts, sizes = _runs(stream[by_stream])
-    pair, lo, hi, entries = (a[by_stream] for a in (pair, lo, hi, entries))
-    group = pairs.group[pair]
-    first, last = np.minimum.reduceat(group, starts), np.maximum.reduceat(group + pairs.groups[pair], starts)
+    lo, hi, entries, full = (a[by_stream] for a in (lo, hi, entries, full))
+    first = np.minimum.reduceat(lo, starts) // shape.group_queries
+    last = (np.maximum.reduceat(hi, starts) + (shape.group_queries - 1)) // shape.group_queries
     query0, groups = first * shape.group_queries, last - first
     owners = lo - query0.repeat(sizes) | hi - lo << 8
-    full = _leading(full[by_stream], entries, starts)
     own = own[by_stream[starts]]
     owners_lo = (lo[starts] - query0) * own
     owners_hi = np.where(own, hi[starts] - query0, groups * shape.group_queries)
-    return by_stream, _Streams(WIDE, pair, owners, starts, first, groups, full, owners_lo, owners_hi)
+    of_wide = _Wide(groups, _leading(full, entries, starts), owners_lo, owners_hi)
+    return _Streams(by_stream, owners, starts, first, of_wide)
 
 
 def _leading(full: np.ndarray, entries: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -326,41 +351,34 @@ def _leading(full: np.ndarray, entries: np.ndarray, starts: np.ndarray) -> np.nd
     return np.add.reduceat(full * counts, starts)
 
 
-@lru_cache(maxsize=_KEPT)
-def _joined(pairs: _Pairs, *streams: _Streams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The pairs of all streams, their nodes and their owners."""
-    pair, owners = np.concatenate([s.pair for s in streams]), np.concatenate([s.owners for s in streams])
-    return pair, pairs.node[pair], owners
-
-
 def _split(
     stream: _Streams, entries: np.ndarray, offset: int, heads: int, shape: TileShape, rule: CostRule, busy: int
 ) -> np.ndarray:
     """int32 `[items, 8]`: the first fields of the streams' items, cut into whole rounds, long ones first. `entries`: of
     each pair of the streams. `offset`: entries before."""
     count, size = np.add.reduceat(entries, stream.starts), shape.entry
-    wide = stream.kind == WIDE
-    keys = shape.wide_keys if wide else shape.narrow_keys
+    wide = stream.wide
+    keys = shape.narrow_keys if wide is None else shape.wide_keys
     align = max(keys // size, 1)
-    number: np.ndarray | int | None = rule.wide_items if wide else rule.narrow_items
+    number: np.ndarray | int | None = rule.narrow_items if wide is None else rule.wide_items
     if number is None:
         width = size * rule.scale
         most = (
-            wide_chunk(count, align, width, heads, rule) if wide
-            else narrow_chunk(count, align, width, heads, rule, busy)
+            narrow_chunk(count, align, width, heads, rule, busy) if wide is None
+            else wide_chunk(count, align, width, heads, rule)
         )  # fmt: skip
         number = ceil_div(count, most) if most < count.max() else 1
     of, begin, length = _pieces(count, number, align)
     items = np.zeros((len(of), 8), np.int32)
-    items[:, 0] = stream.kind
+    items[:, 0] = NARROW if wide is None else WIDE
     items[:, 1] = (count.cumsum() - count)[of] + (begin + offset)
     items[:, 3] = length * size
-    items[:, 4] = stream.group[of]
-    items[:, 5] = stream.groups[of]
-    if wide:
-        items[:, 2] = np.minimum(np.maximum(stream.full[of] - begin, 0), length) * size // keys * keys
-        items[:, 6] = stream.owners_lo[of]
-        items[:, 7] = stream.owners_hi[of]
+    items[:, _GROUP0] = stream.group[of]
+    items[:, _GROUPS] = 1 if wide is None else wide.groups[of]
+    if wide is not None:
+        items[:, 2] = np.minimum(np.maximum(wide.full[of] - begin, 0), length) * size // keys * keys
+        items[:, 6] = wide.owners_lo[of]
+        items[:, 7] = wide.owners_hi[of]
     return items
 
 
@@ -394,27 +412,22 @@ def _launch_order(ranked: list[np.ndarray], heads: int, rule: CostRule, apart: b
     return np.concatenate([wide[:wave], rest[np.concatenate(progress).argsort(kind="stable")]])
 
 
-def _record(items: np.ndarray, num_groups: int, merge_groups: int) -> tuple[np.ndarray, int]:
-    """`Schedule.items` and the number of slots: where each item leaves its part of each of its groups."""
-    count, wide, group0, groups = len(items), items[:, 0] == WIDE, items[:, _GROUP0], items[:, _GROUPS]
-    item, place = np.arange(count).repeat(groups), _count_from(0, groups)
-    of_group = group0[item] + place
-    parts = np.bincount(of_group, minlength=num_groups)
-    deferred = np.zeros(num_groups, bool)
-    deferred[of_group[wide[item]]] = True
-    deferred &= parts > 1
+def _record(items: np.ndarray, parts: np.ndarray, deferred: np.ndarray, merge_groups: int) -> tuple[np.ndarray, int]:
+    """`Schedule.items` and the number of slots: where each item leaves its part of each of its groups. Per group: its
+    number of parts; whether a merge item merges them."""
+    count, group0, groups = len(items), items[:, _GROUP0], items[:, _GROUPS]
+    of_group = _count_from(group0, groups)
+    field = _count_from(np.arange(0, count * ITEM_FIELDS, ITEM_FIELDS), groups)
     first_slot, merges = _merges(parts.tobytes(), deferred.tobytes(), merge_groups)
-    slot = np.empty(len(item), np.int64)
-    slot[of_group.argsort(kind="stable")] = np.arange(len(item))
+    slot = np.empty(len(of_group), np.int64)
+    slot[of_group.argsort(kind="stable")] = np.arange(len(of_group))
 
     records = np.zeros((count + len(merges), ITEM_FIELDS), np.int32)
     records[:count, :8] = items
     records[count:] = merges
-    tables = np.array([slot, first_slot[of_group], parts[of_group]])
-    records.ravel()[item * ITEM_FIELDS + place + _TABLES] = tables
-    if len(merges):
-        records[:count, _DEFERRED] += deferred[group0] & ~wide
-    return records, len(item)
+    for place, values in ((_SLOT, slot), (_FIRST_SLOT, first_slot[of_group]), (_PARTS, parts[of_group])):
+        records.ravel()[place:][field] = values
+    return records, len(of_group)
 
 
 @lru_cache(maxsize=_KEPT)
