@@ -103,14 +103,14 @@ def choose_wide(
         return np.zeros(len(tile), bool)
     work = keys * rule.scale
     narrow_time = reach * work * rule.narrow_key
-    at_once = covers | (keys >= rule.own_run)
-    wide_time = work * np.array([rule.masked_key, rule.wide_key]).take(at_once)
+    masked_time = work * rule.masked_key
+    wide_time = np.where(covers | (keys >= rule.own_run), work * rule.wide_key, masked_time)
     gain = narrow_time - wide_time
     gains = gain > 0
     tiles = -(-num_groups // shape.tile_groups)
     pieces, others = _of_tiles(num_groups, shape.tile_groups, rule.piece, rule.item)
     mixed = np.bincount(tile, gain * gains, tiles) - rule.item - pieces
-    every = np.bincount(tile, np.where(gains, gain, narrow_time - work * rule.masked_key), tiles) + others
+    every = np.bincount(tile, np.where(gains, gain, narrow_time - masked_time), tiles) + others
     mixed_gains = mixed > 0
     all_wide = every > mixed * mixed_gains
     wide = (all_wide | mixed_gains)[tile] & (all_wide[tile] | gains)

@@ -57,7 +57,8 @@ class _Found:
     kept: Any = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.distinct = not len(self.rows) or int(np.bincount(self.rows).max()) == 1  # each branch has a row of its own
+        # Each branch has a row of its own.
+        self.distinct = np.count_nonzero(np.bincount(self.rows)) == len(self.rows)
 
 
 class BlockLedger:

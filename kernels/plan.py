@@ -57,7 +57,9 @@ def plan_tree(
 
     Raises ValueError for no branch, a repeated branch, or a query count outside 1..length; UnknownBranch.
     """
-    ids = tuple(map(index, branch_ids))
+    ids = tuple(branch_ids)
+    if type(sum(ids)) is not int:  # which it is of ints alone; they need no conversion
+        ids = tuple(map(index, ids))
     if not ids:
         raise ValueError("attention needs at least one branch")
     if not allocator.are_distinct(ids):

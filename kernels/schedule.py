@@ -125,7 +125,7 @@ def schedule_apart(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule)
 def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, apart: bool) -> Schedule | None:
     size, split = shape.entry, tree.block_size // shape.entry
     order = tree.order
-    lengths = tree.lengths[order]
+    lengths = tree.lengths.take(order)
     total = tree.num_queries
     asked = None if total == len(order) else tree.q_lens[order].astype(np.int64)
     below = None if asked is None else asked.tobytes()
@@ -153,32 +153,29 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
         if 4 * rest < offset:
             return None
 
-    pair, owners = chosen, chosen
     ranked: list[np.ndarray] = []
-    parts = np.zeros(num_groups, np.int64)
-    met = parts > 0
     if len(chosen):
         node = pairs.node[chosen]
         seen = _below(np.minimum, seen_by_first, pairs.spans)[node] // size - node_start[node]
         seen = np.minimum(np.maximum(seen, 0), shared)
         reads = np.array([pairs.lo[chosen], pairs.hi[chosen], shared, seen], np.int32)
-        stream, items, parts, met = _wide_part(reads.tobytes(), total, heads, shape, rule)
-        pair, owners = chosen[stream.pair], stream.owners
+        stream, items, parts = _wide_part(reads.tobytes(), total, heads, shape, rule)
+        pair, owners, deferred = chosen[stream.pair], stream.owners, parts > 1
         ranked.append(items)
     if len(chosen) < len(wide):
         stream = _narrow_streams(pairs, wide.tobytes(), shape.group_queries)
         busy = heads * len(ranked[0]) if ranked and not apart else 0
         items = _split(stream, entries[stream.pair], offset, heads, shape, rule, busy)
-        group = items[:, _GROUP0]
-        parts = parts + np.bincount(group, minlength=num_groups)
+        more = np.bincount(items[:, _GROUP0], minlength=num_groups)
         if ranked:
-            items[:, _DEFERRED] = (met & (parts > 1))[group]
+            met, parts = parts > 0, parts + more
+            deferred = met & (parts > 1)
+            items[:, _DEFERRED] = deferred.take(items[:, _GROUP0])
             pair, owners = np.concatenate([pair, stream.pair]), np.concatenate([owners, stream.owners])
         else:
-            pair, owners = stream.pair, stream.owners
+            pair, owners, parts, deferred = stream.pair, stream.owners, more, np.zeros(num_groups, bool)
         ranked.append(items)
-    items = _launch_order(ranked, heads, rule, apart)
-    records, num_slots = _record(items, parts, met & (parts > 1), shape.merge_groups)
+    records, num_slots = _record(_launch_order(ranked, heads, rule, apart), parts, deferred, shape.merge_groups)
 
     # The entries of a pair follow each other, in the pool as in its node.
     node = pairs.node[pair]
@@ -186,7 +183,7 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
     stops = entries.cumsum()
     number = np.arange(stops[-1])
     place = start + entries - stops  # of an entry in its branch, less its number
-    row = (order[tree.node_lo] * tree.tables.shape[1])[node]
+    row = (order.take(tree.node_lo) * tree.tables.shape[1])[node]
     tables = tree.tables.ravel()
     if split == 1:
         block = tables.take((row + place).repeat(entries) + number)
@@ -219,18 +216,18 @@ def grown(schedule: Schedule, before: TreePlan, tree: TreePlan, size: int) -> Sc
     if not same:
         return None
     lengths = tree.lengths[tree.order]
-    longest = _below(np.maximum, lengths, _spans(tree.node_lo, tree.node_hi))[schedule.entry_node]
+    longest = _below(np.maximum, lengths, _spans(tree.node_lo, tree.node_hi, len(lengths)))[schedule.entry_node]
     held = np.minimum(np.maximum(longest - (schedule.entry_mark >> 32), 0), size)
     mark = schedule.entry_mark & ~0xFFFF0000 | held << 16
     return replace(schedule, entry_mark=mark, query_pos=lengths - 1)
 
 
-def _spans(node_lo: np.ndarray, node_hi: np.ndarray, every: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _spans(node_lo: np.ndarray, node_hi: np.ndarray, branches: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For `_below`. The first branch below each node; the nodes above several branches; and of these the first branch
-    and the one after the last, node after node. None of these, unless `every`, where it does not matter which branch
-    is asked: branches that all end in a node of their own hold the whole of those above."""
+    and the one after the last, node after node. None of these where so many `branches` all end in a node of their own:
+    as they hold the whole of those above, it does not matter which is asked."""
     inner = (node_hi - node_lo > 1).nonzero()[0]
-    if not every and len(node_lo) - len(inner) == node_hi.max():
+    if len(node_lo) - len(inner) == branches:
         inner = inner[:0]
     edges = np.empty(2 * len(inner), np.int64)
     edges[::2], edges[1::2] = node_lo[inner], node_hi[inner]
@@ -252,7 +249,7 @@ def _pairs(node_lo: bytes, node_hi: bytes, asked: bytes | None, total: int, shap
     """All that a tree has. Its `node_lo` and `node_hi`; int64 `[B]`, depth first, the queries of each branch, None if
     that is one each; how many there are."""
     lo, hi = np.frombuffer(node_lo + node_hi, np.int32).reshape(2, -1).astype(np.int64)
-    spans = _spans(lo, hi, every=asked is not None)  # of several queries the first may not see the whole of a node
+    spans = _spans(lo, hi, total if asked is None else None)  # of several queries the first may not see all of a node
     if asked is not None:
         query = np.append(0, np.frombuffer(asked, np.int64).cumsum())
         lo, hi = query[lo], query[hi]
@@ -288,16 +285,15 @@ def _narrow_streams(pairs: _Pairs, wide: bytes, group_queries: int) -> _Streams:
 @lru_cache(maxsize=_KEPT)
 def _wide_part(
     reads: bytes, total: int, heads: int, shape: TileShape, rule: CostRule
-) -> tuple[_Streams, np.ndarray, np.ndarray, np.ndarray]:
-    """The streams of the wide pairs, which are numbered from 0; their items; and of each group, int64, into how many
-    parts these cut it, and bool, whether they do. int32 `[4, pairs]`: their queries as in `_Pairs`, the entries that
-    they read, and how many of these every query below the node sees."""
+) -> tuple[_Streams, np.ndarray, np.ndarray]:
+    """The streams of the wide pairs, which are numbered from 0; their items; and int64, in how many of these each group
+    has a part. int32 `[4, pairs]`: their queries as in `_Pairs`, the entries that they read, and how many of these
+    every query below the node sees."""
     lo, hi, entries, seen = np.frombuffer(reads, np.int32).reshape(4, -1).astype(np.int64)
     stream = _wide_streams(lo, hi, entries, seen, total, shape, rule)
     items = _split(stream, entries[stream.pair], 0, heads, shape, rule, 0)
     group = _count_from(items[:, _GROUP0], items[:, _GROUPS])
-    parts = np.bincount(group, minlength=-(-total // shape.group_queries))
-    return stream, items, parts, parts > 0
+    return stream, items, np.bincount(group, minlength=-(-total // shape.group_queries))
 
 
 def _wide_streams(
@@ -364,7 +360,7 @@ def _split(
     if number is None:
         width = size * rule.scale
         most = (
-            narrow_chunk(count, align, width, heads, rule, busy) if wide is None
+            _narrow_most(np.sort(count).tobytes(), align, width, heads, rule, busy) if wide is None
             else wide_chunk(count, align, width, heads, rule)
         )  # fmt: skip
         number = ceil_div(count, most) if most < count.max() else 1
@@ -380,6 +376,12 @@ def _split(
         items[:, 6] = wide.owners_lo[of]
         items[:, 7] = wide.owners_hi[of]
     return items
+
+
+@lru_cache(maxsize=_KEPT)
+def _narrow_most(count: bytes, align: int, size: float, heads: int, rule: CostRule, busy: int) -> int:
+    """`narrow_chunk` of the streams of these lengths, int64, shortest first: a fork or two leave most as they were."""
+    return narrow_chunk(np.frombuffer(count, np.int64), align, size, heads, rule, busy)
 
 
 def _pieces(count: np.ndarray, number: np.ndarray | int, align: int) -> tuple[np.ndarray, np.ndarray | int, np.ndarray]:
@@ -417,7 +419,7 @@ def _record(items: np.ndarray, parts: np.ndarray, deferred: np.ndarray, merge_gr
     number of parts; whether a merge item merges them."""
     count, group0, groups = len(items), items[:, _GROUP0], items[:, _GROUPS]
     of_group = _count_from(group0, groups)
-    field = _count_from(np.arange(0, count * ITEM_FIELDS, ITEM_FIELDS), groups)
+    field = of_group + (np.arange(0, count * ITEM_FIELDS, ITEM_FIELDS) - group0).repeat(groups)
     first_slot, merges = _merges(parts.tobytes(), deferred.tobytes(), merge_groups)
     slot = np.empty(len(of_group), np.int64)
     slot[of_group.argsort(kind="stable")] = np.arange(len(of_group))
