@@ -108,8 +108,8 @@ def choose_wide(
     gain = narrow_time - wide_time
     gains = gain > 0
     tiles = -(-num_groups // shape.tile_groups)
-    pieces, others = _of_tiles(num_groups, shape.tile_groups, rule.piece, rule.item)
-    mixed = np.bincount(tile, gain * gains, tiles) - rule.item - pieces
+    parts, others = _of_tiles(num_groups, shape.tile_groups, rule.piece, rule.item)
+    mixed = np.bincount(tile, gain * gains, tiles) - rule.item - parts
     every = np.bincount(tile, np.where(gains, gain, narrow_time - masked_time), tiles) + others
     mixed_gains = mixed > 0
     all_wide = every > mixed * mixed_gains
@@ -137,7 +137,7 @@ def choose_wide(
 
 @lru_cache(maxsize=16)
 def _of_tiles(num_groups: int, tile_groups: int, piece: float, item: float) -> tuple[np.ndarray, np.ndarray]:
-    """Per tile: what pieces for all of its groups cost, and the items of all groups but one. Never written to."""
+    """Per tile, never written to: what a part for each of its groups costs, and an item for each but one."""
     groups = np.minimum(num_groups - np.arange(0, num_groups, tile_groups), tile_groups)
     return groups * piece, (groups - 1) * item
 
