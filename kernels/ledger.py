@@ -49,10 +49,12 @@ class Branch:
 
 @dataclass(slots=True)
 class _Found:
-    """Branches by id, their table rows int64 `[n]`, and what `keep` was given for them."""
+    """Branches by id (the objects once they are needed), their table rows int64 `[n]`, and what `keep` was given for
+    them."""
 
     ids: tuple[int, ...]
     rows: np.ndarray
+    branches: list[Branch] | None = field(default=None, init=False)
     distinct: bool = field(init=False)
     kept: Any = field(default=None, init=False)
 
@@ -174,8 +176,10 @@ class BlockLedger:
             self._count_table_blocks(needed - len(sources))
         lengths = self._lengths[rows] + counts_
         self._lengths[rows] = lengths
-        for branch_id, length in zip(found.ids, lengths.tolist(), strict=True):
-            self._branches[branch_id].length = length
+        if found.branches is None:
+            found.branches = list(map(self._branches.__getitem__, found.ids))
+        for branch, length in zip(found.branches, lengths.tolist(), strict=True):
+            branch.length = length
 
     def free_branch(self, branch_id: int) -> None:
         """End a branch. Blocks that other branches hold live on. O(blocks of the branch)."""

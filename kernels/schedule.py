@@ -6,7 +6,8 @@ tile which blocks are worth a wide item, and for the whole whether wide items pa
 they fill the machine. Everything is numpy over nodes, tiles, groups and blocks; no work grows with tokens.
 
 From step to step most trees only grow at their ends. What follows from no more than who is below which node, or from
-what wide items read, is kept: functions with a cache take arrays as bytes, and what they return is never written to.
+what wide items read, is kept: functions with a cache take arrays as bytes, or as `_Same` where they are large, and what
+they return is never written to.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ITEM_FIELDS = 32
 for up to eight groups: the slot of the item's partial result, the group's first slot, its number of parts (of a merge
 item: 0 where there is nothing to merge)."""
 _GROUP0, _GROUPS, _DEFERRED, _SLOT, _FIRST_SLOT, _PARTS = 4, 5, 6, 8, 16, 24
-_KEPT = 16
+_KEPT = 4
 """Results that each cache holds."""
 
 
@@ -92,6 +93,21 @@ class _Wide:
     owners_hi: np.ndarray
 
 
+class _Same:
+    """An array that is told apart by which it is, not by what it holds: a tree that grows has the same ones."""
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.array is other.array
+
+    def __hash__(self) -> int:
+        return id(self.array)
+
+
 def _count_from(first: np.ndarray | int, counts: np.ndarray) -> np.ndarray:
     """first[0], first[0] + 1, ..., counts[0] numbers in all, first[1], first[1] + 1, ..."""
     numbers = (first + counts - counts.cumsum()).repeat(counts)
@@ -129,7 +145,7 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
     total = tree.num_queries
     asked = None if total == len(order) else tree.q_lens[order].astype(np.int64)
     below = None if asked is None else asked.tobytes()
-    pairs = _pairs(tree.node_lo.tobytes(), tree.node_hi.tobytes(), below, total, shape)
+    pairs = _pairs(_Same(tree.node_lo), _Same(tree.node_hi), below, total, shape)
     node_start = tree.node_start.astype(np.int64) * split
     entries = (tree.node_stop * split - node_start)[pairs.node]
     if asked is None:
@@ -245,10 +261,10 @@ def _below(of_two: np.ufunc, of_branch: np.ndarray, spans: tuple[np.ndarray, np.
 
 
 @lru_cache(maxsize=_KEPT)
-def _pairs(node_lo: bytes, node_hi: bytes, asked: bytes | None, total: int, shape: TileShape) -> _Pairs:
+def _pairs(node_lo: _Same, node_hi: _Same, asked: bytes | None, total: int, shape: TileShape) -> _Pairs:
     """All that a tree has. Its `node_lo` and `node_hi`; int64 `[B]`, depth first, the queries of each branch, None if
     that is one each; how many there are."""
-    lo, hi = np.frombuffer(node_lo + node_hi, np.int32).reshape(2, -1).astype(np.int64)
+    lo, hi = node_lo.array.astype(np.int64), node_hi.array.astype(np.int64)
     spans = _spans(lo, hi, total if asked is None else None)  # of several queries the first may not see all of a node
     if asked is not None:
         query = np.append(0, np.frombuffer(asked, np.int64).cumsum())
