@@ -87,13 +87,14 @@ class Launch:
         fits = fits and schedule.num_slots <= len(self.partial) and schedule.num_groups <= len(self.arrivals)
         if not fits:
             self._allocate(schedule, sizes)
-        self._host[:] = 0
-        self._views["query_token"][:] = -1
+        # The caching host allocator keeps pinned memory until the copy is done.
+        staging = torch.empty(len(self._buffer), dtype=torch.int32, pin_memory=self._device.type == "cuda")
+        host = staging.numpy()
+        host.fill(0)
+        host[self._places["query_token"]] = -1
         for name, table in tables.items():
-            self._views[name][: len(table)] = table
-        staging = self._staging
-        if self._device.type == "cuda":
-            staging = staging.pin_memory()  # the caching host allocator keeps it until the copy is done
+            start = self._places[name].start
+            host[start : start + len(table)] = table
         self._buffer.copy_(staging, non_blocking=True)
         return fits
 
@@ -133,12 +134,10 @@ class Launch:
         for name in sizes:
             starts[name] = total
             total += -(-(self._capacity[name] + self._spare.get(name, 0)) // 32) * 32
-        self._staging = torch.zeros(total, dtype=torch.int32)
-        self._host = self._staging.numpy()
         self._buffer = torch.zeros(total, dtype=torch.int32, device=self._device)
         ends = [*list(starts.values())[1:], total]
-        self._views = {n: self._host[a:b] for (n, a), b in zip(starts.items(), ends, strict=True)}
-        self.tables = {n: self._buffer[a:b] for (n, a), b in zip(starts.items(), ends, strict=True)}
+        self._places = {n: slice(a, b) for (n, a), b in zip(starts.items(), ends, strict=True)}
+        self.tables = {n: self._buffer[place] for n, place in self._places.items()}
         self.tables["entry_mark"] = self.tables["entry_mark"].view(torch.int64)
         slots = max(schedule.num_slots + max(schedule.num_slots // 4, 64), slots)
         groups = max(schedule.num_groups + max(schedule.num_groups // 4, 64), groups)

@@ -156,11 +156,13 @@ def attend_triton(
         )  # fmt: skip
     if not items:
         return result if result is out else out.copy_(result)
-    tree_attention_kernel[(items * launch.heads,)](
+    programs = items * launch.heads
+    roomy = programs <= config.roomy * multiprocessors(allocator.device)
+    tree_attention_kernel[(programs,)](
         *arguments, tables["items"], *numbers, **constants, **_wide_sizes(config), NARROW_KEYS=config.narrow_keys,
         NARROW_STAGES=config.narrow_stages, MERGE_ROWS=merge_rows(config), MERGE_PARTS=config.merge_parts,
         MERGES=launch.apart or config.wide_rows > 0, EARLY=0 if beside else early, BEHIND=beside,
-        num_warps=config.warps, maxnreg=config.max_registers, launch_pdl=early > 0,
+        num_warps=config.warps, maxnreg=None if roomy else config.max_registers, launch_pdl=early > 0,
     )  # fmt: skip
     return result if result is out else out.copy_(result)
 

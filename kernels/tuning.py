@@ -36,13 +36,18 @@ class KernelConfig:
     """Rows that are merged at once, and parts of each that are read at once."""
     pairs: int = 1
     """How many times two programs are expected to fit a multiprocessor."""
+    roomy: int = 0
+    """As long as there are no more programs a multiprocessor than this, they may take all the registers they want."""
+    roomy: int = 0
+    """As long as there are no more programs a multiprocessor than this, they may take all registers they want."""
 
 
 # 128 registers. Of 8 warps and under 113 KB of shared memory two programs fit a multiprocessor, of 4 warps and 56 KB
-# four: those hide each other's waits better, and read what is shared more often.
+# four: those hide each other's waits better, and read what is shared more often. Where no third one is about, what more
+# registers save each is time.
 _HOPPER = {
     64: KernelConfig(128, 64, 3, 128, 3, max_registers=128),
-    128: KernelConfig(64, 32, 2, 64, 2, edge_stages=2, warps=4, max_registers=128, pairs=2),
+    128: KernelConfig(64, 32, 2, 64, 2, edge_stages=2, warps=4, max_registers=128, pairs=2, roomy=2),
     256: KernelConfig(64, 32, 2, 32, 3, edge_stages=2, max_registers=128),
 }
 # Beside one program of 8 warps there is room for two of 4. With fewer than 144 registers ptxas lets each wgmma of the
