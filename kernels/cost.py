@@ -149,10 +149,11 @@ def shared_load(tree: TreePlan, heads: int, tile_queries: int, multiprocessors: 
         before = np.zeros(len(tree.order) + 1, np.int64)
         tree.q_lens[tree.order].cumsum(out=before[1:])
         lo, hi = before[lo], before[hi]
-    tiles = (hi - lo + (tile_queries // 2 - 1)) // tile_queries
-    shared = tiles.nonzero()[0]
-    blocks = (tree.node_stop - tree.node_start)[shared].astype(np.int64)
-    return float(blocks @ tiles[shared]) * tree.block_size * heads / multiprocessors
+    asked = hi - lo
+    shared = (asked > tile_queries // 2).nonzero()[0]
+    tiles = (asked[shared] + (tile_queries // 2 - 1)) // tile_queries
+    blocks = (tree.node_stop[shared] - tree.node_start[shared]).astype(np.int64)
+    return int((blocks * tiles).sum()) * tree.block_size * heads / multiprocessors
 
 
 _PIECES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96)

@@ -46,6 +46,9 @@ class Launch:
         self.heads = allocator.num_kv_heads
         self.group_pad = 1 << (group - 1).bit_length()
         self.entry = _entry_size(allocator.block_size, configs)
+        self._shape = _tile_shape(config, config, self.group_pad, self.entry)
+        if apart is not None:
+            self._shape_apart = _tile_shape(apart.wide, apart.others, self.group_pad, self.entry)
         self._device = allocator.device
         self._dtype = allocator.dtype
         self._width = padded_head_dim(allocator.head_dim)
@@ -83,8 +86,8 @@ class Launch:
         tables |= {"wide_items": schedule.items[:wide].ravel(), "items": schedule.items[wide:].ravel()}
         tables["wide_count"] = np.array([wide], np.int32)
         sizes = {name: len(table) for name, table in tables.items()}
-        fits = self.apart == before and all(sizes[n] <= self._capacity.get(n, -1) for n in sizes)
-        fits = fits and schedule.num_slots <= len(self.partial) and schedule.num_groups <= len(self.arrivals)
+        need = sizes | {"slots": schedule.num_slots, "groups": schedule.num_groups}
+        fits = self.apart == before and all(size <= self._capacity.get(name, -1) for name, size in need.items())
         if not fits:
             self._allocate(schedule, sizes)
         # The caching host allocator keeps pinned memory until the copy is done.
@@ -102,30 +105,22 @@ class Launch:
         if self._apart is not None:
             # Once apart, a tree stays so until it has lost half of what it shares: its graphs are captured so.
             least = self._apart.least / 2 if self.apart else self._apart.least
-            queries = self._apart.wide.wide_rows // self.group_pad
-            if shared_load(tree, self.heads, queries, self._apart.rule.multiprocessors) >= least:
-                shape = self._shape(self._apart.wide, self._apart.others)
+            shape = self._shape_apart
+            if shared_load(tree, self.heads, shape.tile_queries, self._apart.rule.multiprocessors) >= least:
                 schedule = schedule_apart(tree, shape, self.heads, self._apart.rule)
                 if schedule is not None:
                     self.apart = True
                     return schedule
         self.apart = False
-        return schedule_tree(tree, self._shape(self._whole, self._whole), self.heads, self.rule)
-
-    def _shape(self, wide: KernelConfig, others: KernelConfig) -> TileShape:
-        rows = others.group_rows
-        return TileShape(
-            rows // self.group_pad, wide.wide_rows // rows, wide.wide_keys, others.narrow_keys, self.entry,
-            max(merge_rows(others) // rows, 1),
-        )  # fmt: skip
+        return schedule_tree(tree, self._shape, self.heads, self.rule)
 
     def _allocate(self, schedule: Schedule, sizes: dict[str, int]) -> None:
         # Never less than before, or graphs of a tree that sways would go stale again and again. Tables grow with every
         # token, and room in them costs nothing; room for items is paid for with programs that find nothing to do, which
         # a tree that has not yet grown is spared.
-        grows = bool(self._capacity)
-        slots, groups = (len(self.partial), len(self.arrivals)) if grows else (0, 0)
-        self._capacity = {n: max(size + size // 2 + 256, self._capacity.get(n, 0)) for n, size in sizes.items()}
+        before = self._capacity
+        grows = bool(before)
+        self._capacity = {n: max(size + size // 2 + 256, before.get(n, 0)) for n, size in sizes.items()}
         room = 32 if grows else min(max(96 // self.heads, 1), 32)
         self.item_capacity = max(self.num_items + max(self.num_items // 4, room), self.item_capacity)
         self._capacity["items"] = self.item_capacity * ITEM_FIELDS
@@ -139,15 +134,23 @@ class Launch:
         self._places = {n: slice(a, b) for (n, a), b in zip(starts.items(), ends, strict=True)}
         self.tables = {n: self._buffer[place] for n, place in self._places.items()}
         self.tables["entry_mark"] = self.tables["entry_mark"].view(torch.int64)
-        slots = max(schedule.num_slots + max(schedule.num_slots // 4, 64), slots)
-        groups = max(schedule.num_groups + max(schedule.num_groups // 4, 64), groups)
-        shape = (slots, self.heads, self._whole.group_rows)
+        for name, size in (("slots", schedule.num_slots), ("groups", schedule.num_groups)):
+            self._capacity[name] = max(size + max(size // 4, 64), before.get(name, 0))
+        shape = (self._capacity["slots"], self.heads, self._whole.group_rows)
         self.partial = torch.empty(*shape, self._width, dtype=self._dtype, device=self._device)
         self.partial_lse = torch.empty(shape, dtype=torch.float32, device=self._device)
-        self.arrivals = torch.zeros(groups, self.heads, dtype=torch.int32, device=self._device)
+        self.arrivals = torch.zeros(self._capacity["groups"], self.heads, dtype=torch.int32, device=self._device)
 
 
 def _entry_size(block_size: int, configs: list[KernelConfig]) -> int:
     """The largest part of a block that fits a round of every kind."""
     most = min(min(c.narrow_keys, c.wide_keys, c.edge_keys) for c in configs)
     return max(size for size in range(1, most + 1) if block_size % size == 0)
+
+
+def _tile_shape(wide: KernelConfig, others: KernelConfig, group_pad: int, entry: int) -> TileShape:
+    rows = others.group_rows
+    return TileShape(
+        rows // group_pad, wide.wide_rows // rows, wide.wide_keys, others.narrow_keys, entry,
+        max(merge_rows(others) // rows, 1),
+    )  # fmt: skip

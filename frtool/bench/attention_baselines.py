@@ -161,7 +161,7 @@ def _flashinfer_decode(pool: PhysicalKVAllocator, branches: list[int], q: torch.
     indptr = torch.from_numpy(np.concatenate([[0], np.cumsum(blocks)]).astype(np.int32))
     indices = torch.from_numpy(np.concatenate([pool.block_table(b) for b in branches]).astype(np.int32))
     last = torch.from_numpy(((lengths - 1) % pool.block_size + 1).astype(np.int32))
-    workspace = torch.zeros(256 << 20, dtype=torch.uint8, device=pool.device)
+    workspace = torch.zeros(1 << 30, dtype=torch.uint8, device=pool.device)
     device = pool.device
     wrapper = library.BatchDecodeWithPagedKVCacheWrapper(
         workspace, "NHD", use_cuda_graph=True, use_tensor_cores=q.shape[2] // pool.num_kv_heads >= 4,
