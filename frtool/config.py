@@ -21,7 +21,7 @@ _BEAM = {"expand": 4, "oversample": 1.3}
 _MOST_LINES = 5
 _BUDGETS = ("tokens", "nodes", "steps", "seconds", "kv_bytes")
 _COUNTS = ("tokens", "nodes", "steps", "kv_bytes", "max_step_tokens", "max_depth", "batch", "block_size", "kv_memory")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int4")
 
 # What a step, a path and a search may cost when the user does not say. The embedded model's steps are one line of
 # arithmetic; a chat model's are paragraphs.

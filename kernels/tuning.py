@@ -38,8 +38,6 @@ class KernelConfig:
     """How many times two programs are expected to fit a multiprocessor."""
     roomy: int = 0
     """As long as there are no more programs a multiprocessor than this, they may take all the registers they want."""
-    roomy: int = 0
-    """As long as there are no more programs a multiprocessor than this, they may take all registers they want."""
 
 
 # 128 registers. Of 8 warps and under 113 KB of shared memory two programs fit a multiprocessor, of 4 warps and 56 KB

@@ -13,6 +13,7 @@ import torch
 
 from frtool.engine import EngineOptions, Forest, Root
 from frtool.engine.pool import block_bytes
+from frtool.models.four_bit import weights_saved
 from frtool.models.load import LoadedModel
 from frtool.search.protocols import Expand
 
@@ -120,7 +121,7 @@ def run(
         "model": loaded.name,
         "weights": loaded.source if loaded.source == "random weights" else "its own",
         "parameters": loaded.parameters,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "dtype": loaded.number_format,
         "prefix": prefix,
         "suffix": suffix,
         "steps": steps,
@@ -251,7 +252,8 @@ def _event() -> Any:
 
 def weight_bytes(loaded: LoadedModel) -> int:
     """Bytes of all weights, tied ones once."""
-    return loaded.parameters * loaded.dtype.itemsize
+    size = loaded.dtype.itemsize
+    return loaded.parameters * size - weights_saved(loaded.model, size)
 
 
 def _unread_bytes(loaded: LoadedModel) -> int:

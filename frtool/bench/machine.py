@@ -25,7 +25,7 @@ def machine(loaded: LoadedModel) -> dict[str, Any]:
         "capability": None if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "load_average": None if on_gpu else os.getloadavg()[0],
         "torch": torch.__version__,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "dtype": loaded.number_format,
         "model": loaded.name,
         "parameters": loaded.parameters,
     }

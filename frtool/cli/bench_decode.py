@@ -35,7 +35,9 @@ def decode(
     prefix: Annotated[int | None, typer.Option(help="Tokens that the branches share; default by the machine.")] = None,
     suffix: Annotated[int | None, typer.Option(help="Tokens that each branch has to itself.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps that are timed.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default by the machine.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16 or int4; default by the machine.")
+    ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the dense part (GPU).")] = False,
     baseline: Annotated[str, typer.Option(metavar="NAME,…", help="Beside it: hf, llamacpp, or none.")] = "none",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default the best there is.")] = None,
@@ -107,17 +109,20 @@ def parse_batch_sizes(text: str) -> list[int]:
 
 
 def _load(model: str | None, shape: str | None, device: torch.device, dtype: str | None) -> LoadedModel:
-    from frtool.models.load import load_model, pack_weights
+    from frtool.models.load import load_model, pack_weights, require_four_bits
 
     if shape is None or shape == "embedded":
         return load_model(model or "embedded", device=device, dtype=dtype, on_progress=progress)
     from frtool.bench.decode_models import parameter_count, random_model
-    from frtool.models.devices import choose_dtype, set_threads
+    from frtool.models.devices import INT4, choose_dtype, set_threads
     from frtool.models.memory import require_memory
 
+    four_bit = dtype == INT4
+    if four_bit:
+        require_four_bits(device)
     parameters = parameter_count(shape)
-    chosen = choose_dtype(dtype, device, parameters)
+    chosen = choose_dtype(None if four_bit else dtype, device, parameters)
     require_memory(shape, parameters * chosen.itemsize, device)
     progress(f"making {shape} with random weights")
     set_threads(parameters)
-    return pack_weights(random_model(shape, device, chosen))
+    return pack_weights(random_model(shape, device, chosen), four_bit)

@@ -54,7 +54,12 @@ DeviceOption = Annotated[
     typer.Option("--device", help="cpu, cuda, cuda:1; default the best there is.", rich_help_panel=ENGINE_PANEL),
 ]
 DtypeOption = Annotated[
-    str, typer.Option("--dtype", help="auto, float32, bfloat16, float16.", rich_help_panel=ENGINE_PANEL)
+    str,
+    typer.Option(
+        "--dtype",
+        help="auto, float32, bfloat16, float16; int4: weights of 4 bits, on a CPU.",
+        rich_help_panel=ENGINE_PANEL,
+    ),
 ]
 KvMemoryOption = Annotated[
     str | None,

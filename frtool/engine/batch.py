@@ -11,7 +11,7 @@ import torch
 
 from frtool.kernels.attention import AttentionPlan, plan_attention
 from frtool.kernels.grouped import GroupedPlan
-from frtool.models.packed import least_rows
+from frtool.models.packed import row_multiple
 from frtool.models.tree_pass import TreeBatch, forward_tree
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class DecodeBatch:
         self._device = loaded.device
         self._allocator = allocator
         self._on_gpu = loaded.device.type == "cuda"
-        self._multiple = least_rows(loaded.device, loaded.dtype) or ROW_MULTIPLE
+        self._multiple = row_multiple(loaded) or ROW_MULTIPLE
         self._sent: torch.cuda.Event | None = None
         self._plan: GroupedPlan | None = None
         self._allocate(capacity)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from frtool.kernels.fused import flash_attention, fused_rows
-from frtool.models.packed import PackedLinear, can_pack
+from frtool.models.four_bit import FourBitLinear
+from frtool.models.packed import SILU, PackedLinear, can_pack
 
 if TYPE_CHECKING:
     from frtool.models.load import LoadedModel
@@ -98,18 +99,18 @@ def may_change_threads(loaded: LoadedModel) -> bool:
     threads = torch.get_num_threads()
     if threads == 1 or os.environ.get("OMP_NUM_THREADS") or not can_pack(loaded.device, loaded.dtype):
         return False
-    return _agree(threads, loaded.dtype, loaded.head_dim)
+    return _agree(threads, loaded.dtype, loaded.head_dim, loaded.four_bit)
 
 
 @lru_cache
 @torch.inference_mode()
-def _agree(threads: int, dtype: torch.dtype, dim: int) -> bool:
+def _agree(threads: int, dtype: torch.dtype, dim: int, four_bit: bool) -> bool:
     """Products of a layer and of attention, with all threads and with as few as a pace may come to."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(40, 1100, generator=generator).to(dtype)
-    layer = torch.nn.Linear(1100, 600, bias=False, dtype=dtype)
+    x = torch.randn(40, 1120, generator=generator).to(dtype)
+    layer = torch.nn.Linear(1120, 608, bias=False, dtype=dtype)
     torch.nn.init.normal_(layer.weight, 0, 1 / 32, generator=generator)
-    packed = PackedLinear(layer)
+    products = [PackedLinear(layer), *([FourBitLinear(layer, then=SILU)] if four_bit else [])]
     q, k = (torch.randn(2 * threads, rows, dim, generator=generator) for rows in (32, 64))
     results = []
     count = threads
@@ -117,7 +118,7 @@ def _agree(threads: int, dtype: torch.dtype, dim: int) -> bool:
         while count:
             torch.set_num_threads(count)
             scores = torch.bmm(q, k.transpose(1, 2))
-            of_count = [packed(x), scores, torch.bmm(scores, k), torch.softmax(scores, -1)]
+            of_count = [*(product(x) for product in products), scores, torch.bmm(scores, k), torch.softmax(scores, -1)]
             fused = fused_rows(dtype, dim, torch.device("cpu"))
             if fused:
                 rows, keys = (a.unsqueeze(1).to(dtype) for a in (q, k))

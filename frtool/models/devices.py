@@ -18,6 +18,8 @@ DTYPES = {
     "fp32": torch.float32,
     "float32": torch.float32,
 }
+INT4 = "int4"
+"""Weights of four bits, see `four_bit`: no format to compute in."""
 # Below this many parameters a CPU gains little by bf16: dispatch costs more than arithmetic.
 _FEW_PARAMETERS = 10_000_000
 # Parameters that are worth a thread.
@@ -52,7 +54,7 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device, paramete
         return dtype
     if dtype is not None and dtype != "auto":
         if dtype not in DTYPES:
-            raise UsageError(f"unknown number format {dtype!r}", hint="use bf16, fp16 or fp32")
+            raise UsageError(f"unknown number format {dtype!r}", hint="use bf16, fp16, fp32, or int4 on a CPU")
         return DTYPES[dtype]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from frtool.errors import FrtoolError, ModelError
+from frtool.errors import FrtoolError, ModelError, UsageError
 
 from . import hub
 from .architecture import load_config, model_class_of, quiet_transformers
 from .checkpoint import read_config, require_tokenizer, summarize_weights
-from .devices import choose_device, choose_dtype, set_threads
+from .devices import INT4, choose_device, choose_dtype, set_threads
+from .four_bit import can_compute
 from .gguf_header import GgufHeader, read_gguf_header
 from .gguf_reading import parsed_once
 from .memory import require_memory
@@ -62,6 +63,13 @@ class LoadedModel:
     reward_tokens: RewardTokens | None
     chat_template: bool
     is_embedded: bool
+    four_bit: bool = False
+    """Whether weights have four bits; `dtype` is that of all else."""
+
+    @property
+    def number_format(self) -> str:
+        """Of the weights, as `--dtype` calls it."""
+        return INT4 if self.four_bit else str(self.dtype).removeprefix("torch.")
 
 
 def load_model(
@@ -78,13 +86,18 @@ def load_model(
 
     `on_progress` gets one short line for each stage, from other threads while files are fetched. Raises ModelError,
     with a hint, for everything that is missing, corrupt, unsupported or too large, before the weights are read wherever
-    that can be known; UsageError for a device or number format that does not exist. `light` allows an embedded model
-    that runs passes over trees and nothing else, but needs no transformers, whose import takes seconds.
+    that can be known; UsageError for a device or number format that does not exist. `dtype` "int4": weights of four
+    bits on a CPU, all else as without a wish. `light` allows an embedded model that runs passes over trees and nothing
+    else, but needs no transformers, whose import takes seconds.
     """
     progress: Progress = on_progress or (lambda _: None)
     target = choose_device(device)
     source = resolve_model(spec)
     set_threads()
+    four_bit = dtype == INT4
+    if four_bit:
+        require_four_bits(target, source)
+        dtype = None
     if light and source.kind == "embedded":
         chosen = choose_dtype(_wish(source, dtype, target), target, summarize_weights(source.path).parameters)
         if can_pack(target, chosen):
@@ -103,7 +116,7 @@ def load_model(
         else:
             loaded = _load_directory(source, target, dtype, offline, trust_remote_code, progress)
     set_threads(loaded.parameters)
-    return pack_weights(loaded)
+    return pack_weights(loaded, four_bit)
 
 
 def _load_directory(
@@ -265,11 +278,27 @@ def finish_loading(
     return loaded
 
 
-def pack_weights(loaded: LoadedModel) -> LoadedModel:
-    """The same model, its weights laid out for the products of a decode step where the device gains from it."""
+def pack_weights(loaded: LoadedModel, four_bit: bool = False) -> LoadedModel:
+    """The same model, its weights laid out for the products of a decode step where the device gains from it, or rounded
+    to four bits, see `four_bit`. Raises ModelError where torch cannot compute with these."""
+    if four_bit and not (can_pack(loaded.device, loaded.dtype) and can_compute(loaded.dtype)):
+        raise ModelError(
+            f"torch {torch.__version__} does not compute with four-bit weights here", hint="leave out --dtype int4"
+        )
     if can_pack(loaded.device, loaded.dtype):
-        pack_model(loaded.model)
-    return loaded
+        pack_model(loaded.model, four_bit)
+    return replace(loaded, four_bit=True) if four_bit else loaded
+
+
+def require_four_bits(device: torch.device, source: ModelSource | None = None) -> None:
+    """Raise UsageError where weights of four bits are not to be had."""
+    if device.type != "cpu":
+        raise UsageError("int4 weights are computed with on a CPU only", hint="use --device cpu, or another --dtype")
+    if source is not None and source.kind == "embedded":
+        raise UsageError(
+            "the embedded model is not offered in int4: its accuracy was measured in float32 and bfloat16",
+            hint="use --model, or another --dtype",
+        )
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,9 +18,13 @@ from torch import nn
 from .memory import free_host_memory
 from .row_layout import ANY_ROWS, Product, RowLayout, layout_of, pack, rows_agree
 
+if TYPE_CHECKING:
+    from .load import LoadedModel
+
 _PACKABLE = (torch.float32, torch.bfloat16)
-_NOTHING: tuple[str, list[Any], str] = ("none", [], "")
-SILU: tuple[str, list[Any], str] = ("swish", [], "")
+Then = tuple[str, list[Any], str]
+NOTHING: Then = ("none", [], "")
+SILU: Then = ("swish", [], "")
 """What a product may go through before it is rounded, as oneDNN calls it."""
 
 
@@ -30,7 +34,7 @@ class PackedLinear(nn.Module):
     def __init__(
         self,
         *layers: nn.Linear,
-        then: tuple[str, list[Any], str] = _NOTHING,
+        then: Then = NOTHING,
         order: torch.Tensor | None = None,
         layout: RowLayout | None = None,
     ) -> None:
@@ -106,26 +110,45 @@ def least_rows(device: torch.device, dtype: torch.dtype) -> int:
     return _trial(dtype).least if device.type == "cpu" else 0
 
 
+def row_multiple(loaded: LoadedModel) -> int:
+    """Rows that a pass of this model has a multiple of, so that each has the same bits whatever the others are; 0 where
+    nothing is known."""
+    if loaded.four_bit and hasattr(loaded.model, "tree_logits"):  # all of its products take care of themselves
+        return 1
+    return least_rows(loaded.device, loaded.dtype)
+
+
 @torch.inference_mode()
-def pack_model(model: Any) -> int:
+def pack_model(model: Any, four_bit: bool = False) -> int:
     """Pack the linear layers of `model` in place and free the weights as they were. Returns how many were packed.
 
-    Decoder layers that `packed_layers` knows are replaced as a whole. An output matrix that is the embedding too stays
-    besides its packed copy; it is left as it is where such a copy would take much of the free memory, or all of it
-    where the rows of a plain product depend on each other.
+    four_bit: all but the output matrix get weights of four bits where their shapes allow it. Decoder layers that
+    `packed_layers` knows are replaced as a whole. An output matrix that is the embedding too stays besides its packed
+    copy; it is left as it is where such a copy would take much of the free memory, or all of it where the rows of a
+    plain product depend on each other.
     """
+    from .four_bit import FilledUp, FourBitLinear, fits
     from .packed_layers import pack_layers
 
-    count = pack_layers(model)
+    count = pack_layers(model, FourBitLinear if four_bit else PackedLinear)
+    head = model.get_output_embeddings() if four_bit else None
     tables = {module.weight.data_ptr() for module in model.modules() if isinstance(module, nn.Embedding)}
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and child.weight.dtype in _PACKABLE:
-                share = 8 if _trial(child.weight.dtype).plain else 1
-                if child.weight.data_ptr() in tables and child.weight.nbytes > free_host_memory() // share:
-                    continue
-                setattr(module, name, PackedLinear(child))
+            if type(child) is not nn.Linear or child.weight.dtype not in _PACKABLE:
+                continue
+            trial = _trial(child.weight.dtype)
+            packed: nn.Module = child
+            if child.weight.data_ptr() not in tables or (
+                child.weight.nbytes <= free_host_memory() // (8 if trial.plain else 1)
+            ):
+                whole = not four_bit or child is head or not fits(child)
+                packed = PackedLinear(child) if whole else FourBitLinear(child)
                 count += 1
+            if child is head:
+                packed = FilledUp(packed, trial.least)
+            if packed is not child:
+                setattr(module, name, packed)
     return count
 
 

@@ -16,9 +16,11 @@ from torch.nn import functional
 from frtool.kernels.attention import tree_attention
 from frtool.kernels.grouped import GroupedPlan, attend_grouped
 
+from .four_bit import FourBitLinear, fits
 from .packed import SILU, PackedLinear
 from .tree_pass import TreeBatch, tree_attention_forward
 
+Linear = type[PackedLinear] | type[FourBitLinear]
 _PLAIN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Models that are an embedding, a rotary embedding, layers, a norm and an output matrix, and nothing else."""
 
@@ -26,9 +28,9 @@ _PLAIN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3Fo
 class PackedDecoderLayer(nn.Module):
     """A pre-norm layer with rotary embedding over whole heads and a gated MLP: Llama, Mistral, Qwen2, Qwen3."""
 
-    def __init__(self, layer: Any, attention: Any) -> None:
+    def __init__(self, layer: Any, attention: Any, linear: Linear = PackedLinear) -> None:
         """`attention`: the model's own eager attention, for configurations that ask for it. None: passes over trees
-        are all that it runs."""
+        are all that it runs. `linear`: how its products are packed."""
         super().__init__()
         block, mlp = layer.self_attn, layer.mlp
         dim, widths = block.head_dim, [layer.out_features for layer in (block.q_proj, block.k_proj, block.v_proj)]
@@ -37,13 +39,13 @@ class PackedDecoderLayer(nn.Module):
         turned = (torch.arange(sum(widths[:2])).view(-1, dim)[:, pairs]).flatten()
         # What turns together stands together: the two are one complex number.
         order = torch.cat((turned, torch.arange(sum(widths[:2]), sum(widths))))
-        self.qkv = PackedLinear(block.q_proj, block.k_proj, block.v_proj, order=order)
-        self.out = PackedLinear(block.o_proj)
+        self.qkv = linear(block.q_proj, block.k_proj, block.v_proj, order=order)
+        self.out = linear(block.o_proj)
         is_silu = mlp.act_fn is functional.silu or type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
-        self.gate = PackedLinear(mlp.gate_proj, then=SILU) if is_silu else PackedLinear(mlp.gate_proj)
+        self.gate = linear(mlp.gate_proj, then=SILU) if is_silu else linear(mlp.gate_proj)
         self.activation = None if is_silu else mlp.act_fn
-        self.up = PackedLinear(mlp.up_proj)
-        self.down = PackedLinear(mlp.down_proj)
+        self.up = linear(mlp.up_proj)
+        self.down = linear(mlp.down_proj)
         self.norms = nn.ModuleList([layer.input_layernorm, layer.post_attention_layernorm])
         self._before, self._between = (_Norm(norm) for norm in self.norms)
         self.head_norms = nn.ModuleList([block.q_norm, block.k_norm]) if hasattr(block, "q_norm") else None
@@ -171,16 +173,16 @@ class PackedNorm(nn.Module):
         return self._fast(x)
 
 
-def pack_layers(model: Any) -> int:
+def pack_layers(model: Any, linear: Linear = PackedLinear) -> int:
     """Replace the decoder layers of a transformers model whose computation is known, and the norm after them. Returns
-    the products packed."""
+    the products packed. Layers that do not fit `linear` stay as they are."""
     layers: Any = getattr(getattr(model, "model", None), "layers", ())
     known = _known_layers()
     count = 0
     for index, layer in enumerate(layers):
         attention = known.get(type(layer))
-        if attention is not None and _is_whole(layer):
-            layers[index] = PackedDecoderLayer(layer, attention)
+        if attention is not None and _is_whole(layer) and (linear is PackedLinear or fits(*_products(layer))):
+            layers[index] = PackedDecoderLayer(layer, attention, linear)
             count += 5
     norm = getattr(getattr(model, "model", None), "norm", None)
     if count and type(norm) is type(layers[0].norms[0]):
@@ -222,9 +224,12 @@ def _known_layers() -> dict[type, Any]:
 
 def _is_whole(layer: Any) -> bool:
     """Whether the projections are plain linear layers, not quantized or adapted ones."""
+    return all(type(part) is nn.Linear for part in _products(layer))
+
+
+def _products(layer: Any) -> tuple[Any, ...]:
     block, mlp = layer.self_attn, layer.mlp
-    parts = (block.q_proj, block.k_proj, block.v_proj, block.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-    return all(type(part) is nn.Linear for part in parts)
+    return block.q_proj, block.k_proj, block.v_proj, block.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
 
 
 def _window(block: Any) -> dict[str, int | None]:

@@ -142,7 +142,7 @@ class Equipment:
             "architecture": type(loaded.model).__name__,
             "parameters": loaded.parameters,
             "weights": fingerprint(loaded.source),
-            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "dtype": loaded.number_format,
             "device": torch.cuda.get_device_name(loaded.device) if on_gpu else "cpu",
             "attention": "triton" if on_gpu else "torch",
             "attention_why": "the Triton kernel, on a CUDA device" if on_gpu else "no CUDA device: its plan in torch",
@@ -177,7 +177,7 @@ class Equipment:
             head_tensors=preset.head_tensors,
             classes=preset.classes,
             device=self.loaded.device,
-            dtype=None if config.dtype == "auto" else config.dtype,
+            dtype=None if config.dtype in ("auto", "int4") else config.dtype,
             offline=config.offline,
             on_progress=progress,
         )

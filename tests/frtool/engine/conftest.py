@@ -58,10 +58,11 @@ def make_loaded(
     sharpness: float = 0.3,
     ends: bool = True,
     pack: bool = True,
+    four_bit: bool = False,
     **config: Any,
 ) -> LoadedModel:
     """A random Llama of two layers. `sharpness`: spread of the weights; `ends`: whether it has an end token; `pack`:
-    its weights where the processor packs any, as `load_model` does."""
+    its weights where the processor packs any, as `load_model` does, or with `four_bit` to four bits."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from frtool.models.hook import ATTENTION_NAME
@@ -107,7 +108,7 @@ def make_loaded(
         chat_template=False,
         is_embedded=False,
     )
-    return pack_weights(loaded) if pack else loaded
+    return pack_weights(loaded, four_bit) if pack else loaded
 
 
 class Chain(torch.nn.Module):

@@ -73,13 +73,15 @@ def test_a_search_gives_the_same_tree_twice_and_leaves_the_pool_clean(
     assert seen[0] == seen[1]
 
 
+@pytest.mark.parametrize("four_bit", [False, True])
 @pytest.mark.parametrize("algorithm", ["best-of-n", "beam"])
 def test_a_search_gives_the_same_tree_at_every_batch_size(
-    tiny: LoadedModel, drive: Callable[..., Any], algorithm: str
+    loaded_model: Callable[..., LoadedModel], drive: Callable[..., Any], algorithm: str, four_bit: bool
 ) -> None:
+    loaded = loaded_model(four_bit=four_bit)
     seen = []
     for batch in (1, 16):
-        driver = drive(tiny, batch=batch, delimiter="e", read_rewards=True)
+        driver = drive(loaded, batch=batch, delimiter="e", read_rewards=True)
         nodes, last = search(driver, algorithm, reads=True)
         seen.append((nodes, last.best, last.answer, last.reward))
     assert seen[0] == seen[1]
