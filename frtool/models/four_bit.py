@@ -97,8 +97,9 @@ def four_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     groups = weight.float().view(rows, length // GROUP, GROUP)
     low, high = groups.amin(-1), groups.amax(-1)
     scale = ((high - low) / 15).bfloat16().float()
-    scale = torch.where(scale > 0, scale, 1.0)  # of equal weights the zero is all
-    zero = (low + 8 * scale).bfloat16().float()
+    equal = scale == 0
+    zero = torch.where(equal, low, low + 8 * scale).bfloat16().float()  # of equal weights it is all
+    scale = torch.where(equal, 1.0, scale)
     codes = ((groups - zero.unsqueeze(-1)) / scale.unsqueeze(-1)).round_().add_(8).clamp_(0, 15)
     return codes.view(rows, length).int(), torch.stack((scale, zero), -1).transpose(0, 1).contiguous()
 

@@ -60,9 +60,10 @@ def test_rounding_is_to_the_nearest_of_sixteen_values():
     assert ((rounded(weight) - weight).abs() <= 0.51 * step + 0.01 * weight.abs().max()).all()
 
 
-def test_equal_weights_are_their_zero():
-    weight = torch.full((16, GROUP), 0.375)
-    assert torch.equal(rounded(weight), weight.double())
+@pytest.mark.parametrize("value", [0.0, 0.375, -0.01, 3e-5, 300.0])
+def test_equal_weights_are_their_zero(value):
+    weight = torch.full((16, GROUP), value)
+    assert torch.equal(rounded(weight), weight.bfloat16().double())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
