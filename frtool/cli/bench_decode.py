@@ -109,19 +109,17 @@ def parse_batch_sizes(text: str) -> list[int]:
 
 
 def _load(model: str | None, shape: str | None, device: torch.device, dtype: str | None) -> LoadedModel:
-    from frtool.models.load import load_model, pack_weights, require_four_bits
+    from frtool.models.load import load_model, pack_weights
 
     if shape is None or shape == "embedded":
         return load_model(model or "embedded", device=device, dtype=dtype, on_progress=progress)
     from frtool.bench.decode_models import parameter_count, random_model
-    from frtool.models.devices import INT4, choose_dtype, set_threads
+    from frtool.models.devices import choose_dtype, set_threads, take_four_bits
     from frtool.models.memory import require_memory
 
-    four_bit = dtype == INT4
-    if four_bit:
-        require_four_bits(device)
+    four_bit, wish = take_four_bits(dtype, device)
     parameters = parameter_count(shape)
-    chosen = choose_dtype(None if four_bit else dtype, device, parameters)
+    chosen = choose_dtype(wish, device, parameters)
     require_memory(shape, parameters * chosen.itemsize, device)
     progress(f"making {shape} with random weights")
     set_threads(parameters)

@@ -107,10 +107,10 @@ def may_change_threads(loaded: LoadedModel) -> bool:
 def _agree(threads: int, dtype: torch.dtype, dim: int, four_bit: bool) -> bool:
     """Products of a layer and of attention, with all threads and with as few as a pace may come to."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(40, 1120, generator=generator).to(dtype)
-    layer = torch.nn.Linear(1120, 608, bias=False, dtype=dtype)
-    torch.nn.init.normal_(layer.weight, 0, 1 / 32, generator=generator)
-    products = [PackedLinear(layer), *([FourBitLinear(layer, then=SILU)] if four_bit else [])]
+    x = torch.randn(40, 1100, generator=generator).to(dtype)
+    layers: list[PackedLinear | FourBitLinear] = [PackedLinear(_layer(1100, 600, dtype, generator))]
+    if four_bit:
+        layers.append(FourBitLinear(_layer(1088, 592, dtype, generator), then=SILU))
     q, k = (torch.randn(2 * threads, rows, dim, generator=generator) for rows in (32, 64))
     results = []
     count = threads
@@ -118,7 +118,8 @@ def _agree(threads: int, dtype: torch.dtype, dim: int, four_bit: bool) -> bool:
         while count:
             torch.set_num_threads(count)
             scores = torch.bmm(q, k.transpose(1, 2))
-            of_count = [*(product(x) for product in products), scores, torch.bmm(scores, k), torch.softmax(scores, -1)]
+            of_count = [layer(x[:, : layer.in_features]) for layer in layers]
+            of_count += [scores, torch.bmm(scores, k), torch.softmax(scores, -1)]
             fused = fused_rows(dtype, dim, torch.device("cpu"))
             if fused:
                 rows, keys = (a.unsqueeze(1).to(dtype) for a in (q, k))
@@ -128,3 +129,9 @@ def _agree(threads: int, dtype: torch.dtype, dim: int, four_bit: bool) -> bool:
     finally:
         torch.set_num_threads(threads)
     return all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+def _layer(length: int, width: int, dtype: torch.dtype, generator: torch.Generator) -> torch.nn.Linear:
+    layer = torch.nn.Linear(length, width, bias=False, dtype=dtype)
+    torch.nn.init.normal_(layer.weight, 0, 1 / 32, generator=generator)
+    return layer

@@ -61,6 +61,16 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device, paramete
     return torch.bfloat16 if parameters >= _FEW_PARAMETERS and cpu_has_bf16() else torch.float32
 
 
+def take_four_bits(dtype: str | torch.dtype | None, device: torch.device) -> tuple[bool, str | torch.dtype | None]:
+    """Whether weights are to have four bits, and the number format asked for besides. Raises UsageError where a device
+    has no such weights."""
+    if dtype != INT4:
+        return False, dtype
+    if device.type != "cpu":
+        raise UsageError("int4 weights are computed with on a CPU only", hint="use --device cpu, or another --dtype")
+    return True, None
+
+
 def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX); elsewhere bf16 is slower than fp32."""
     try:

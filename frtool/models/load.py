@@ -13,7 +13,7 @@ from frtool.errors import FrtoolError, ModelError, UsageError
 from . import hub
 from .architecture import load_config, model_class_of, quiet_transformers
 from .checkpoint import read_config, require_tokenizer, summarize_weights
-from .devices import INT4, choose_device, choose_dtype, set_threads
+from .devices import INT4, choose_device, choose_dtype, set_threads, take_four_bits
 from .four_bit import can_compute
 from .gguf_header import GgufHeader, read_gguf_header
 from .gguf_reading import parsed_once
@@ -94,10 +94,12 @@ def load_model(
     target = choose_device(device)
     source = resolve_model(spec)
     set_threads()
-    four_bit = dtype == INT4
-    if four_bit:
-        require_four_bits(target, source)
-        dtype = None
+    four_bit, dtype = take_four_bits(dtype, target)
+    if four_bit and source.kind == "embedded":
+        raise UsageError(
+            "the embedded model is not offered in int4: its accuracy was measured in float32 and bfloat16",
+            hint="use --model, or another --dtype",
+        )
     if light and source.kind == "embedded":
         chosen = choose_dtype(_wish(source, dtype, target), target, summarize_weights(source.path).parameters)
         if can_pack(target, chosen):
@@ -281,24 +283,14 @@ def finish_loading(
 def pack_weights(loaded: LoadedModel, four_bit: bool = False) -> LoadedModel:
     """The same model, its weights laid out for the products of a decode step where the device gains from it, or rounded
     to four bits, see `four_bit`. Raises ModelError where torch cannot compute with these."""
-    if four_bit and not (can_pack(loaded.device, loaded.dtype) and can_compute(loaded.dtype)):
+    packable = can_pack(loaded.device, loaded.dtype)
+    if four_bit and not (packable and can_compute(loaded.dtype)):
         raise ModelError(
             f"torch {torch.__version__} does not compute with four-bit weights here", hint="leave out --dtype int4"
         )
-    if can_pack(loaded.device, loaded.dtype):
+    if packable:
         pack_model(loaded.model, four_bit)
     return replace(loaded, four_bit=True) if four_bit else loaded
-
-
-def require_four_bits(device: torch.device, source: ModelSource | None = None) -> None:
-    """Raise UsageError where weights of four bits are not to be had."""
-    if device.type != "cpu":
-        raise UsageError("int4 weights are computed with on a CPU only", hint="use --device cpu, or another --dtype")
-    if source is not None and source.kind == "embedded":
-        raise UsageError(
-            "the embedded model is not offered in int4: its accuracy was measured in float32 and bfloat16",
-            hint="use --model, or another --dtype",
-        )
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -8,7 +8,7 @@ each shape where a processor needs it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,22 +42,9 @@ class PackedLinear(nn.Module):
         `order` int64 `[out]` of these. `layout`: found by trial if None."""
         super().__init__()
         self._then = then
-        weight = layers[0].weight if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
+        weight, self.bias = joined(layers, order)
         self.out_features, self.in_features = weight.shape
         self.widths = [layer.out_features for layer in layers]
-        biases = [layer.bias for layer in layers]
-        self.bias = None
-        if any(bias is not None for bias in biases):
-            self.bias = torch.cat(
-                [
-                    weight.new_zeros(layer.out_features) if bias is None else bias.detach()
-                    for layer, bias in zip(layers, biases, strict=True)
-                ]
-            )
-        if order is not None:
-            weight = weight[order]
-            self.bias = None if self.bias is None else self.bias[order]
-        weight = weight.detach()
         if layout is None:
             trial = _trial(weight.dtype)
             layout = ANY_ROWS if trial.any_rows else layout_of(weight, trial.least)
@@ -66,6 +53,11 @@ class PackedLinear(nn.Module):
         self._size = (1 << 62) if layout.most is None else layout.most * self.in_features
         op: Any = torch.ops.mkldnn._linear_pointwise
         self._product, self._joined = op.default, op.binary
+
+    @staticmethod
+    def fits(*layers: nn.Linear) -> bool:
+        """Whether these layers can be packed so: any can."""
+        return True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.numel() > self._size:
@@ -99,6 +91,19 @@ class PackedLinear(nn.Module):
         return torch.cat(pieces).view(*x.shape[:-1], self.out_features)
 
 
+def joined(layers: Sequence[nn.Linear], order: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias (None: no layer has one) of layers that read the same input: their outputs follow one another, or
+    come in the `order` int64 `[out]` of these."""
+    weight = layers[0].weight if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
+    bias = None
+    if any(layer.bias is not None for layer in layers):
+        none = weight.new_zeros
+        bias = torch.cat([none(n.out_features) if n.bias is None else n.bias.detach() for n in layers])
+    if order is not None:
+        weight, bias = weight[order], None if bias is None else bias[order]
+    return weight.detach(), bias
+
+
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this torch packs weights of `dtype` here, and computes with them what it computes without."""
     return bool(least_rows(device, dtype))
@@ -127,10 +132,11 @@ def pack_model(model: Any, four_bit: bool = False) -> int:
     copy; it is left as it is where such a copy would take much of the free memory, or all of it where the rows of a
     plain product depend on each other.
     """
-    from .four_bit import FilledUp, FourBitLinear, fits
+    from .four_bit import FilledUp, FourBitLinear
     from .packed_layers import pack_layers
 
-    count = pack_layers(model, FourBitLinear if four_bit else PackedLinear)
+    linear = FourBitLinear if four_bit else PackedLinear
+    count = pack_layers(model, linear)
     head = model.get_output_embeddings() if four_bit else None
     tables = {module.weight.data_ptr() for module in model.modules() if isinstance(module, nn.Embedding)}
     for module in list(model.modules()):
@@ -139,16 +145,11 @@ def pack_model(model: Any, four_bit: bool = False) -> int:
                 continue
             trial = _trial(child.weight.dtype)
             packed: nn.Module = child
-            if child.weight.data_ptr() not in tables or (
-                child.weight.nbytes <= free_host_memory() // (8 if trial.plain else 1)
-            ):
-                whole = not four_bit or child is head or not fits(child)
-                packed = PackedLinear(child) if whole else FourBitLinear(child)
+            share = 8 if trial.plain else 1
+            if child.weight.data_ptr() not in tables or child.weight.nbytes <= free_host_memory() // share:
+                packed = linear(child) if child is not head and linear.fits(child) else PackedLinear(child)
                 count += 1
-            if child is head:
-                packed = FilledUp(packed, trial.least)
-            if packed is not child:
-                setattr(module, name, packed)
+            setattr(module, name, FilledUp(packed, trial.least) if child is head else packed)
     return count
 
 

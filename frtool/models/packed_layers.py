@@ -16,7 +16,7 @@ from torch.nn import functional
 from frtool.kernels.attention import tree_attention
 from frtool.kernels.grouped import GroupedPlan, attend_grouped
 
-from .four_bit import FourBitLinear, fits
+from .four_bit import FourBitLinear
 from .packed import SILU, PackedLinear
 from .tree_pass import TreeBatch, tree_attention_forward
 
@@ -181,7 +181,7 @@ def pack_layers(model: Any, linear: Linear = PackedLinear) -> int:
     count = 0
     for index, layer in enumerate(layers):
         attention = known.get(type(layer))
-        if attention is not None and _is_whole(layer) and (linear is PackedLinear or fits(*_products(layer))):
+        if attention is not None and _is_whole(layer) and linear.fits(*_products(layer)):
             layers[index] = PackedDecoderLayer(layer, attention, linear)
             count += 5
     norm = getattr(getattr(model, "model", None), "norm", None)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from frtool.cli import main
 from frtool.errors import UsageError
 from frtool.models import packed
-from frtool.models.four_bit import GROUP, FilledUp, FourBitLinear, can_compute, fits, four_bits, weights_saved
-from frtool.models.load import load_model, require_four_bits
+from frtool.models.devices import take_four_bits
+from frtool.models.four_bit import GROUP, FilledUp, FourBitLinear, can_compute, four_bits, weights_saved
+from frtool.models.load import load_model
 from frtool.models.packed import SILU, PackedLinear
 
 pytestmark = pytest.mark.skipif(
@@ -146,9 +147,9 @@ def test_all_but_the_output_matrix_gets_four_bits(tied):
 
 
 def test_layers_that_do_not_fit_keep_all_their_bits():
-    assert fits(layer(64, 48))
-    assert not fits(layer(40, 64))
-    assert not fits(layer(64, 40))
+    assert FourBitLinear.fits(layer(64, 48))
+    assert not FourBitLinear.fits(layer(40, 64))
+    assert not FourBitLinear.fits(layer(64, 40))
     model = model_of(40)
     before = model(torch.arange(9)[None]).logits
     packed.pack_model(model, four_bit=True)
@@ -167,7 +168,7 @@ def test_a_pass_has_no_rows_to_fill_up_where_every_product_takes_care_of_itself(
 
 def test_four_bits_are_for_a_cpu_and_not_for_the_embedded_model(capsys):
     with pytest.raises(UsageError, match="on a CPU only"):
-        require_four_bits(torch.device("cuda"))
+        take_four_bits("int4", torch.device("cuda"))
     with pytest.raises(SystemExit) as end:
         main(["search", "Make 24 from 4, 5, 6, 10", "--dtype", "int4", "--quiet"])
     assert end.value.code == 2
