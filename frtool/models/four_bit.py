@@ -50,7 +50,7 @@ class FourBitLinear(nn.Module):
         return int(self._packed.nbytes + self._scales.nbytes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = self._product(x.reshape(-1, self.in_features), self._packed, GROUP, self._scales)
+        rows = self._product(x.reshape(-1, self.in_features).contiguous(), self._packed, GROUP, self._scales)
         if self.bias is not None:
             rows = rows.add_(self.bias)
         if self._is_active:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frtool.cli import main
+from frtool.engine.pace import _agree
 from frtool.errors import UsageError
 from frtool.models import packed
 from frtool.models.devices import take_four_bits
@@ -102,6 +103,14 @@ def test_a_row_has_the_same_bits_in_any_company(dtype, data):
     begin = data.draw(st.integers(0, 99))
     end = data.draw(st.integers(begin + 1, 100))
     assert torch.equal(four(x[begin:end].clone()), whole[begin:end])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_may_lie_apart_and_threads_may_change(dtype):
+    four = FourBitLinear(layer(64, 48, dtype))
+    x = torch.randn(9, 70).to(dtype)
+    assert torch.equal(four(x[:, :64]), four(x[:, :64].clone()))
+    assert isinstance(_agree(2, dtype, 64, True), bool)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 9])
