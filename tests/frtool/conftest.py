@@ -191,7 +191,7 @@ class FakeSession:
                 generator=ArithmeticGenerator(
                     seed=self.config.seed,
                     target=1000 if "unsolved" in prompt else 24,
-                    pause=0.1 if "slow" in prompt or "hang" in prompt else 0.0,
+                    pause=0.3 if "slow" in prompt or "hang" in prompt else 0.0,
                 ),
                 scorer=None,
                 task=Hostile() if "hostile" in prompt else LastNumber(),
