@@ -41,8 +41,9 @@ class Schedule:
     entry_mark: np.ndarray
     """int64 `[E]`: first owner in the tile | owners << 8 | tokens that hold a key << 16 | branch position of its first
     token << 32."""
-    entry_node: np.ndarray
-    """`[E]`: the node whose tokens they are."""
+    run_node: np.ndarray
+    run_entries: np.ndarray
+    """Of each run of entries that follow each other in a node: the node, and how many they are. int64."""
     query_token: np.ndarray
     query_pos: np.ndarray
     """`[T]` depth first: the query's row of q; its branch position."""
@@ -216,8 +217,7 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
             break
         mark[stops[part] - last] -= np.minimum(missing[part], size) << 16
         missing -= size
-    of_node = node.astype(np.int32).repeat(entries)
-    return Schedule(records, block, mark, of_node, query_token, query_pos, num_groups, num_slots)
+    return Schedule(records, block, mark, node, entries, query_token, query_pos, num_groups, num_slots)
 
 
 def grown(schedule: Schedule, before: TreePlan, tree: TreePlan, size: int) -> Schedule | None:
@@ -232,7 +232,8 @@ def grown(schedule: Schedule, before: TreePlan, tree: TreePlan, size: int) -> Sc
     if not same:
         return None
     lengths = tree.lengths[tree.order]
-    longest = _below(np.maximum, lengths, _spans(tree.node_lo, tree.node_hi, len(lengths)))[schedule.entry_node]
+    longest = _below(np.maximum, lengths, _spans(tree.node_lo, tree.node_hi, len(lengths)))
+    longest = longest[schedule.run_node].repeat(schedule.run_entries)
     held = np.minimum(np.maximum(longest - (schedule.entry_mark >> 32), 0), size)
     mark = schedule.entry_mark & ~0xFFFF0000 | held << 16
     return replace(schedule, entry_mark=mark, query_pos=lengths - 1)

@@ -10,6 +10,7 @@ import triton
 
 from .allocator import PhysicalKVAllocator
 from .cost import CostRule, fitted_rule, fitted_rule_apart
+from .heap import keep_freed_memory
 from .launch import TABLES, Apart, Launch
 from .plan import TreePlan, plan_tree
 from .tree_kernel import tree_attention_kernel, wide_attention_kernel
@@ -104,6 +105,7 @@ class TritonPlan:
 
 def plan_triton(allocator: PhysicalKVAllocator, tree: TreePlan) -> TritonPlan:
     """Plan `tree` for the GPU. Raises ValueError where there is none."""
+    keep_freed_memory()
     return TritonPlan(allocator, tree)
 
 
