@@ -16,6 +16,7 @@ from frtool.errors import FrtoolError, UsageError
 from . import bench, compare, doctor, models, replay, resume, search, show
 from . import eval as evaluation
 from .errors import complain, explain, usage_error
+from .help import HELP_OPTIONS, lighten_help
 from .settings import Settings, origin, read_settings
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ app = typer.Typer(
     epilog='Begin with `frtool search "Make 24 from 4, 5, 6, 10"`.',
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": list(HELP_OPTIONS)},
 )
 app.command("search", cls=search.SearchCommand)(search.search)
 app.command("resume")(resume.resume)
@@ -61,6 +62,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         command: Any = typer.main.get_command(app)
         settings = _settings(command.commands, argv)
+        lighten_help(argv)
         defaults = settings.defaults if settings else None
         status = command(args=list(argv), prog_name="frtool", standalone_mode=False, default_map=defaults, obj=settings)
         if sys.stdout is not None:
@@ -86,7 +88,7 @@ def _settings(commands: Mapping[str, Any], argv: Sequence[str]) -> Settings | No
     try:
         return read_settings(commands)
     except UsageError:
-        if not argv or argv[0] == "doctor" or {"--help", "-h", "--version"} & set(argv):
+        if not argv or argv[0] == "doctor" or {*HELP_OPTIONS, "--version"} & set(argv):
             return None
         raise
 

@@ -10,7 +10,7 @@ import typer
 
 from frtool.errors import UsageError
 
-from .result import FAILED
+from .errors import FAILED
 from .settings import Settings, read_settings
 from .show import print_text
 

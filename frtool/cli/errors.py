@@ -1,4 +1,4 @@
-"""Errors in the user's words: `error: …`, then `hint: …`."""
+"""Exit statuses, and errors in the user's words: `error: …`, then `hint: …`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 
 from frtool.errors import FrtoolError, UsageError
 
+SOLVED, FAILED, UNSOLVED = 0, 1, 3
 _NO_MEMORY = ("OutOfMemoryError", "MemoryError", "OutOfBlocks", "OutOfMemory")
 
 

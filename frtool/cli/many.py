@@ -19,10 +19,10 @@ from frtool.view.many import ManyView
 from frtool.view.model import TreeModel
 from frtool.view.safe import safe_json, safe_line, safe_text
 
-from .errors import explain
+from .errors import FAILED, SOLVED, UNSOLVED, explain
 from .lines import Line, LineSource
 from .questions import QuestionReader
-from .result import FAILED, SOLVED, UNSOLVED, result_record, status
+from .result import result_record, status
 from .searching import Output
 from .stop import Stopper
 from .traces import TraceFolder

@@ -9,7 +9,7 @@ from frtool.search.events import Ended
 from frtool.view.model import TreeModel
 from frtool.view.record import tree_record
 
-SOLVED, FAILED, UNSOLVED = 0, 1, 3
+from .errors import FAILED, SOLVED, UNSOLVED
 
 
 def status(ended: Ended | None) -> int:

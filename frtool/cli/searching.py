@@ -20,8 +20,8 @@ from frtool.view import view_for
 from frtool.view.model import TreeModel
 from frtool.view.safe import safe_json, safe_line, safe_text
 
-from .errors import complain, explain
-from .result import FAILED, result_record, status
+from .errors import FAILED, complain, explain
+from .result import result_record, status
 from .stop import Stopper
 
 if TYPE_CHECKING:

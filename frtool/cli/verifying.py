@@ -13,7 +13,7 @@ from frtool.view import view_for
 from frtool.view.safe import safe_json, safe_line
 
 from .compare import tree_verdict
-from .result import FAILED
+from .errors import FAILED
 from .show import print_text
 
 if TYPE_CHECKING:

@@ -55,11 +55,21 @@ def test_help_imports_little_besides_what_draws_it():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     packages, modules = (set(line.split()) for line in done.stderr.splitlines())
-    drawing = {"typer", "click", "shellingham", "annotated_doc", "rich", "markdown_it", "mdurl", "pygments"}
+    drawing = {"typer", "click", "shellingham", "annotated_doc", "rich"}
     assert {name for name in packages if not name.startswith("_")} <= {"frtool", *drawing}
     assert "rich.live" not in modules
-    assert len(modules) < 45
+    assert len(modules) < 42
     assert "search" in done.stdout
+
+
+def test_after_help_markdown_and_tracebacks_are_there_whole():
+    script = (
+        "from frtool.cli.app import run; run(['--help']); from rich.console import Console; "
+        "from rich.markdown import Markdown; from rich.traceback import Traceback; "
+        "Console().print(Markdown('# ti*t*le')); print(Traceback.extract)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "title" in done.stdout.splitlines()[-2]
 
 
 def test_version(capfd):
