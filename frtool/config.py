@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from frtool.errors import UsageError
+from frtool.models import EMBEDDED
 from frtool.search.budget import Budget
 from frtool.tasks.puzzle import parse_puzzle
 
-EMBEDDED = "embedded"
 VERDICTS = ("arithmetic", "math", "command")
 SCORERS = ("auto", "reward", "logprob", "self-eval", "prm", *VERDICTS)
 VERIFIERS = ("auto", "none", *VERDICTS)

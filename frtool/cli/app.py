@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -78,6 +77,8 @@ def run(argv: Sequence[str]) -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):
             if {"-v", "--verbose"} & set(argv):
+                import traceback
+
                 traceback.print_exception(error)
             return complain(explain(error))
         return usage_error(error, origin(settings, error) if settings else None)

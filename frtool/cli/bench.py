@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 
 from frtool.errors import UsageError
-from frtool.view.safe import safe_json
 
 from .bench_decode import decode, parse_batch_sizes
 from .bench_output import check_terminal_plot, progress, publish, save_charts
@@ -50,6 +49,7 @@ def allocator(
     if not 0.01 <= seconds <= 600:
         raise UsageError(f"--seconds is {seconds:g}, but must lie in 0.01 to 600")
     from frtool.bench.allocator import run_allocator_benchmark
+    from frtool.view.safe import safe_json
 
     rows = run_allocator_benchmark(seconds=seconds)
     if json:

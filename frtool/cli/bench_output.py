@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from frtool.errors import FrtoolError, UsageError
-from frtool.view.safe import safe_json, safe_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,6 +45,8 @@ def publish(
 
     Raises FrtoolError where charts are wanted without matplotlib, after the report is out.
     """
+    from frtool.view.safe import safe_json, safe_line
+
     progress("")
     if json:
         print(safe_json(report.to_dict()))
@@ -68,6 +69,8 @@ def save_charts(draw: Callable[[Path], list[Path]], folder: Path) -> None:
         paths = draw(folder)
     except ImportError:
         raise FrtoolError("--plot needs matplotlib", hint='install it: pip install "flash-frtool[plot]"') from None
+    from frtool.view.safe import safe_line
+
     for path in paths:
         print(f"wrote {safe_line(str(path))}", file=sys.stderr)
 
@@ -75,4 +78,6 @@ def save_charts(draw: Callable[[Path], list[Path]], folder: Path) -> None:
 def progress(line: str) -> None:
     """On a terminal each line takes the place of the last; elsewhere they would only fill a log."""
     if sys.stderr is not None and sys.stderr.isatty():
+        from frtool.view.safe import safe_line
+
         print(f"\r{safe_line(line, 70):<72}", end="\r", file=sys.stderr, flush=True)

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from frtool.config import EMBEDDED, SearchConfig
 from frtool.errors import UsageError
+from frtool.models import EMBEDDED
 
 from .model_options import (
     ENGINE_PANEL,
@@ -144,6 +144,7 @@ def evaluate(
 
     The scorer alone chooses the answer; the verifier only grades it. pass@N says whether any finished path was right.
     """
+    from frtool.config import SearchConfig
     from frtool.eval.control import RANDOM_POLICY
     from frtool.eval.plan import Plan
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from frtool.config import EMBEDDED, SearchConfig
 from frtool.errors import UsageError
+from frtool.models import EMBEDDED
 
 from .model_options import (
     ENGINE_PANEL,
@@ -209,6 +209,8 @@ def search(
     Exit status: 0 answered, 1 failure, 2 usage, 3 not solved, 130 interrupted. With --input each problem gives a line
     `id TAB answer`, as soon as it is done; 1 says that some problem failed, else 3 that some was not solved.
     """
+    from frtool.config import SearchConfig
+
     from .searching import Output, answer
 
     if not verbose:

@@ -12,7 +12,6 @@ small = "~/models/small.gguf"
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -139,6 +138,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _parse(path: Path) -> dict[str, Any]:
     """The content of a TOML file. Raises OSError, and UsageError for what is none."""
+    import tomllib
+
     with path.open("rb") as file:
         data = file.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:

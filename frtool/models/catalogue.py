@@ -10,9 +10,10 @@ from typing import Any
 
 from frtool.errors import ModelError
 
+from . import EMBEDDED
 from .checkpoint import read_config, require_tokenizer, summarize_weights
 from .gguf_header import read_gguf_header
-from .resolve import EMBEDDED, EMBEDDED_DIRECTORY
+from .resolve import EMBEDDED_DIRECTORY
 from .text import one_line
 
 _DEPTH = 3

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from frtool.errors import ModelError
 
+from . import EMBEDDED
 from .checkpoint import PICKLE_SUFFIXES
 from .gguf_header import MAGIC
 from .text import one_line
 
-EMBEDDED = "embedded"
 EMBEDDED_DIRECTORY = Path(__file__).with_name("embedded")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 HUB_GGUF = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([\w./-]+\.gguf)")

@@ -7,8 +7,9 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypedDict, cast, get_args, get_type_hints
 
-from frtool.config import EMBEDDED, SearchConfig
+from frtool.config import SearchConfig
 from frtool.errors import UsageError
+from frtool.models import EMBEDDED
 from frtool.search.budget import Budget
 from frtool.search.protocols import Algorithm, Scorer, Task, Verifier
 
