@@ -139,24 +139,31 @@ class MCTS(Walks):
         else:
             explore = self._explore * math.sqrt(entries) / node.weights if node.weights else 0.0
         unknown = node.total / node.visits if node.visits else 0.0 if math.isinf(least) else least
-        best, highest = None, (False, -math.inf)
+        known = 0.0 if math.isinf(least) else least
+        untold = self.backup == "terminal"
+        best, highest = None, (0, -math.inf)
         for child in node.live:
-            reward, visits = products.get(child) if products else child.reward, child.visits
-            if self.backup == "terminal":
-                reward = None
+            reward = None if untold else products.get(child) if products else child.reward
+            visits, running = child.visits, child.virtual
             believed = 0.0 if reward is None else trust
             if take_peak:
                 total = (believed + visits) * max(reward if reward is not None and trust else 0.0, child.peak)
             else:
                 total = (believed * reward if reward is not None else 0.0) + child.total
-            lost = loss * child.virtual
-            weight = believed + visits + lost
-            known = least if lost and not math.isinf(least) else 0.0
-            q = (total + lost * known) / weight if weight else unknown if reward is None else reward
+            weight = believed + visits
+            if running:
+                lost = loss * running
+                weight += lost
+                total += lost * known
+            q = total / weight if weight else unknown if reward is None else reward
             q = (q - least) * scale if scale else 0.0
-            tries = visits + child.virtual
-            shrink = child.weight / (1 + tries) if not uct else 1 / math.sqrt(tries) if tries else 0.0
-            score = (uct and not tries, q + explore * shrink)
+            tries = visits + running
+            if not uct:
+                score = 0, q + explore * (child.weight / (1 + tries))
+            elif tries:
+                score = 0, q + explore * (1 / math.sqrt(tries))
+            else:  # each is tried once before any is tried again
+                score = 1, q
             if score > highest:
                 best, highest = child, score
         return best

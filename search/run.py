@@ -190,6 +190,7 @@ class _Run:
 
     def _search(self) -> Coroutine[Event | Scoring | None, None, str]:
         generator, algorithm, tree = self.generator, self.algorithm, self.tree
+        interrupted, clock, limited = self.interrupted, self.clock, self.budget.runs
         news = True
         """Whether the algorithm might say something else than it did: it was told of a step, or had no room."""
         while True:
@@ -218,10 +219,18 @@ class _Run:
             elif not self.asked:
                 return "exhausted"
             try:
-                if self.pauses:
-                    yield None
-                self.polls += 1
-                steps = generator.poll()
+                while True:
+                    if self.pauses:
+                        yield None
+                    self.polls += 1
+                    steps = generator.poll()
+                    # Most polls finish no step, and then little can end the search and nothing make room in it.
+                    if steps or news or limited or interrupted() or not generator.outstanding:
+                        now = None
+                        break
+                    now = clock()
+                    if self._is_due(now):
+                        break
             except OutOfMemory:
                 yield from self._salvage()
                 return "memory"
@@ -231,8 +240,9 @@ class _Run:
                 yield from self._settle(ready)
             elif not generator.outstanding:
                 raise RuntimeError(f"the generator lost {len(self.asked) - len(self.finished)} steps")
-            now = self.clock()
-            if self.ticked is None or now - self.ticked >= self.tick_seconds:
+            if now is None:
+                now = clock()
+            if self._is_due(now):
                 yield self._tick(now)
 
     def _stop(self, news: bool) -> str | None:
@@ -384,6 +394,9 @@ class _Run:
         except Exception as error:
             return error
         return None
+
+    def _is_due(self, now: float) -> bool:
+        return self.ticked is None or now - self.ticked >= self.tick_seconds
 
     def _tick(self, now: float) -> Tick:
         generator = self.generator
