@@ -138,8 +138,8 @@ class MCTS(Walks):
             explore = self._explore * math.sqrt(math.log(entries))
         else:
             explore = self._explore * math.sqrt(entries) / node.weights if node.weights else 0.0
-        unknown = node.total / node.visits if node.visits else 0.0 if math.isinf(least) else least
         known = 0.0 if math.isinf(least) else least
+        unknown = node.total / node.visits if node.visits else known
         untold = self.backup == "terminal"
         best, highest = None, (0, -math.inf)
         for child in node.live:

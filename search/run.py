@@ -190,7 +190,7 @@ class _Run:
 
     def _search(self) -> Coroutine[Event | Scoring | None, None, str]:
         generator, algorithm, tree = self.generator, self.algorithm, self.tree
-        interrupted, clock, limited = self.interrupted, self.clock, self.budget.runs
+        interrupted, limited = self.interrupted, self.budget.runs
         news = True
         """Whether the algorithm might say something else than it did: it was told of a step, or had no room."""
         while True:
@@ -226,11 +226,8 @@ class _Run:
                     steps = generator.poll()
                     # Most polls finish no step, and then little can end the search and nothing make room in it.
                     if steps or news or limited or interrupted() or not generator.outstanding:
-                        now = None
                         break
-                    now = clock()
-                    if self._is_due(now):
-                        break
+                    yield from self._tick()
             except OutOfMemory:
                 yield from self._salvage()
                 return "memory"
@@ -240,10 +237,7 @@ class _Run:
                 yield from self._settle(ready)
             elif not generator.outstanding:
                 raise RuntimeError(f"the generator lost {len(self.asked) - len(self.finished)} steps")
-            if now is None:
-                now = clock()
-            if self._is_due(now):
-                yield self._tick(now)
+            yield from self._tick()
 
     def _stop(self, news: bool) -> str | None:
         if news:
@@ -395,17 +389,18 @@ class _Run:
             return error
         return None
 
-    def _is_due(self, now: float) -> bool:
-        return self.ticked is None or now - self.ticked >= self.tick_seconds
-
-    def _tick(self, now: float) -> Tick:
+    def _tick(self) -> Iterator[Tick]:
+        """One where `tick_seconds` have passed since the last."""
+        now = self.clock()
+        if self.ticked is not None and now - self.ticked < self.tick_seconds:
+            return
         generator = self.generator
         kv = generator.kv()
         tokens = generator.policy_tokens
         since = now - (self.started if self.ticked is None else self.ticked)
         rate = (tokens - self.ticked_tokens) / since if since > 0 else 0.0
         self.ticked, self.ticked_tokens = now, tokens
-        return Tick(
+        yield Tick(
             seconds=now - self.started,
             policy_tokens=tokens,
             scorer_tokens=generator.scorer_tokens,

@@ -46,6 +46,10 @@ def one_error(err: str) -> str:
     return lines[0]
 
 
+def run_python(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+
 def test_help_imports_little_besides_what_draws_it():
     """What it takes its time for. Seconds are not held here: they are the machine's, too."""
     script = (
@@ -53,7 +57,7 @@ def test_help_imports_little_besides_what_draws_it():
         "print(*{m.split('.')[0] for m in sys.modules} - set(sys.stdlib_module_names), file=sys.stderr); "
         "print(*(m for m in sys.modules if m.startswith(('frtool', 'rich.live'))), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = run_python(script)
     packages, modules = (set(line.split()) for line in done.stderr.splitlines())
     drawing = {"typer", "click", "shellingham", "annotated_doc", "rich"}
     assert {name for name in packages if not name.startswith("_")} <= {"frtool", *drawing}
@@ -68,8 +72,7 @@ def test_after_help_markdown_and_tracebacks_are_there_whole():
         "from rich.markdown import Markdown; from rich.traceback import Traceback; "
         "Console().print(Markdown('# ti*t*le')); print(Traceback.extract)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "title" in done.stdout.splitlines()[-2]
+    assert "title" in run_python(script).stdout.splitlines()[-2]
 
 
 def test_version(capfd):
