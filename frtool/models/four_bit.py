@@ -1,8 +1,9 @@
 """Linear layers whose weights have four bits on a CPU: a quarter of the bytes, where reading them is what takes time.
 
 Groups of 32 weights of a row share a scale and a zero, as in GGUF's Q4_1: w = (code - 8) * scale + zero. Weights that
-come from such a file keep their codes; any others are rounded to the nearest. Scale and zero are bf16. Every row of a
-product has the same bits whatever the others are, from one row on.
+come from such a file keep their codes; any others are rounded to the nearest. Scale and zero are bf16, and so are the
+factors and results of products in a model of fp32: only for them torch has vector code, ten times as fast, with and
+without AVX-512. Every row of a product has the same bits whatever the others are, from one row on.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class FourBitLinear(nn.Module):
         codes, scales = four_bits(weight)
         op: Any = torch.ops.aten
         self._packed = op._convert_weight_to_int4pack_for_cpu(codes, 1)
-        self._scales = scales.to(weight.dtype)
+        self._scales = scales.bfloat16()
         self._product = op._weight_int4pack_mm_for_cpu
 
     @staticmethod
@@ -50,7 +51,8 @@ class FourBitLinear(nn.Module):
         return int(self._packed.nbytes + self._scales.nbytes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = self._product(x.reshape(-1, self.in_features).contiguous(), self._packed, GROUP, self._scales)
+        factors = x.reshape(-1, self.in_features).bfloat16().contiguous()
+        rows = self._product(factors, self._packed, GROUP, self._scales).to(x.dtype)
         if self.bias is not None:
             rows = rows.add_(self.bias)
         if self._is_active:

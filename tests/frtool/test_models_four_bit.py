@@ -75,7 +75,7 @@ def test_a_product_is_that_of_the_rounded_weights(dtype, inputs, outputs):
     four = FourBitLinear(linear)
     x, term = torch.randn(3, 5, inputs).to(dtype), torch.randn(3, 5, outputs).to(dtype)
     exact = x.double() @ rounded(linear.weight).T + linear.bias.double()
-    near = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 4e-2}
+    near = {"rtol": 2e-2, "atol": 4e-2}
     torch.testing.assert_close(four(x).double(), exact, **near)
     torch.testing.assert_close(four.add_to(term, x).double(), exact + term.double(), **near)
     torch.testing.assert_close(four.times(term, x).double(), exact * term.double(), **near)
@@ -150,9 +150,10 @@ def test_all_but_the_output_matrix_gets_four_bits(tied):
     kinds = [type(module) for module in model.modules() if isinstance(module, FourBitLinear | PackedLinear)]
     assert kinds.count(FourBitLinear) == 10
     assert kinds.count(PackedLinear) == 1
-    torch.testing.assert_close(model(ids).logits, exact(ids).logits, rtol=1e-3, atol=1e-3)
+    error = model(ids).logits - exact(ids).logits
+    assert error.norm() < 0.02 * exact(ids).logits.norm()
     weights = 2 * (64 * 128 + 64 * 64 + 3 * 64 * 96)
-    assert weights_saved(model, 4) == weights * 4 - weights * 3 // 4, "half a byte, and two fp32 a group"
+    assert weights_saved(model, 4) == weights * 4 - weights * 5 // 8, "half a byte, and two bf16 a group"
 
 
 def test_layers_that_do_not_fit_keep_all_their_bits():
