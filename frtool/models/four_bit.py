@@ -2,8 +2,8 @@
 
 Groups of 32 weights of a row share a scale and a zero, as in GGUF's Q4_1: w = (code - 8) * scale + zero. Weights that
 come from such a file keep their codes; any others are rounded to the nearest. Scale and zero are bf16, and so are the
-factors and results of products in a model of fp32: only for them torch has vector code, ten times as fast, with and
-without AVX-512. Every row of a product has the same bits whatever the others are, from one row on.
+factors and results of products in a model of fp32: only for them torch has vector code, with AVX2 ten times as fast.
+Every row of a product has the same bits whatever the others are, from one row on.
 """
 
 from __future__ import annotations
