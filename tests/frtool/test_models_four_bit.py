@@ -74,8 +74,8 @@ def test_a_product_is_that_of_the_rounded_weights(dtype, inputs, outputs):
     linear = layer(inputs, outputs, dtype, bias=True)
     four = FourBitLinear(linear)
     x, term = torch.randn(3, 5, inputs).to(dtype), torch.randn(3, 5, outputs).to(dtype)
-    exact = x.double() @ rounded(linear.weight).T + linear.bias.double()
-    near = {"rtol": 2e-2, "atol": 4e-2}
+    exact = x.bfloat16().double() @ rounded(linear.weight).T + linear.bias.double()
+    near = {"rtol": 4e-3, "atol": 1e-2} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 4e-2}
     torch.testing.assert_close(four(x).double(), exact, **near)
     torch.testing.assert_close(four.add_to(term, x).double(), exact + term.double(), **near)
     torch.testing.assert_close(four.times(term, x).double(), exact * term.double(), **near)
@@ -145,13 +145,15 @@ def test_all_but_the_output_matrix_gets_four_bits(tied):
     for module in exact.modules():
         if isinstance(module, torch.nn.Linear) and module is not exact.lm_head:
             module.weight.copy_(rounded(module.weight))
+            module.register_forward_pre_hook(lambda _, args: args[0].bfloat16().float())
+            module.register_forward_hook(lambda _, args, out: out.bfloat16().float())
     ids = torch.randint(0, 61, (2, 9))
     assert packed.pack_model(model, four_bit=True) == 11
     kinds = [type(module) for module in model.modules() if isinstance(module, FourBitLinear | PackedLinear)]
     assert kinds.count(FourBitLinear) == 10
     assert kinds.count(PackedLinear) == 1
-    error = model(ids).logits - exact(ids).logits
-    assert error.norm() < 0.02 * exact(ids).logits.norm()
+    expected = exact(ids).logits
+    assert (model(ids).logits - expected).norm() < 2e-3 * expected.norm()
     weights = 2 * (64 * 128 + 64 * 64 + 3 * 64 * 96)
     assert weights_saved(model, 4) == weights * 4 - weights * 5 // 8, "half a byte, and two bf16 a group"
 
