@@ -115,7 +115,10 @@ class _Search:
         try:
             for event in events:
                 self._consume(event)
-                if stopper.signal is not None and not told and not isinstance(event, Ended):
+                if isinstance(event, Ended):
+                    continue
+                stopper.check()
+                if stopper.signal is not None and not told:
                     told = True
                     self._tell("stopping at the next step; Ctrl-C again stops at once")
         except KeyboardInterrupt:

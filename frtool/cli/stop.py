@@ -14,6 +14,7 @@ class Stopper:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._interrupt: Callable[[], None] | None = None
+        self._at_once = False
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Stopper:
@@ -34,6 +35,11 @@ class Stopper:
         """From now on the first Ctrl-C calls `interrupt`."""
         self._interrupt = interrupt
 
+    def check(self) -> None:
+        """Raise KeyboardInterrupt again where a signal has raised it: an error on its way out may have replaced it."""
+        if self._at_once:
+            raise KeyboardInterrupt
+
     @property
     def status(self) -> int:
         """The exit status of a search that was stopped from outside."""
@@ -48,4 +54,5 @@ class Stopper:
             return
         # One more may come while the trace is being finished; it must be able to end a process that hangs.
         signal.signal(number, signal.SIG_DFL)
+        self._at_once = True
         raise KeyboardInterrupt

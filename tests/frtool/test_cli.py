@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -18,9 +20,10 @@ from frtool import __version__
 from frtool.cli.app import run
 from frtool.cli.search import search
 from frtool.config import SearchConfig
-from frtool.search.events import Ended, RunStarted
+from frtool.search.events import Ended, NodeAdded, RunStarted
 from frtool.search.registry import ALGORITHMS
 from frtool.trace import TraceReader
+from frtool.view.quiet import QuietView
 
 PUZZLE = "Make 24 from 4, 5, 6, 10"
 
@@ -150,6 +153,24 @@ class TestResults:
         events = list(reader)
         assert reader.complete
         assert events[-1].reason == json.loads(out)["reason"] == "interrupted"
+
+    def test_a_signal_ends_the_search_though_the_terminal_fails_as_it_comes(self, capfd, tmp_path, monkeypatch):
+        class Vanishing(QuietView):
+            def show(self, event):
+                super().show(event)
+                if len(self.model.nodes) == 8 and not isinstance(event, Ended):
+                    try:
+                        signal.raise_signal(signal.SIGTERM)
+                    finally:
+                        raise OSError(errno.EIO, "gone")
+
+        monkeypatch.setattr("frtool.cli.searching.view_for", lambda **options: Vanishing())
+        path = tmp_path / "t.jsonl"
+        status, out, _ = frtool(capfd, "search", PUZZLE, "--json", "--trace", str(path))
+        assert status == json.loads(out)["status"] == 128 + signal.SIGTERM
+        events = list(TraceReader(path))
+        assert events[-1].reason == json.loads(out)["reason"] == "interrupted"
+        assert sum(isinstance(event, NodeAdded) for event in events) == 7
 
     def test_a_model_that_fails_is_status_1(self, capfd):
         status, out, err = frtool(capfd, "search", "refused")
