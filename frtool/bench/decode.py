@@ -13,7 +13,7 @@ import torch
 
 from frtool.engine import EngineOptions, Forest, Root
 from frtool.engine.pool import block_bytes
-from frtool.models.four_bit import weights_saved
+from frtool.models.apart import bytes_saved
 from frtool.models.load import LoadedModel
 from frtool.search.protocols import Expand
 
@@ -253,7 +253,7 @@ def _event() -> Any:
 def weight_bytes(loaded: LoadedModel) -> int:
     """Bytes of all weights, tied ones once."""
     size = loaded.dtype.itemsize
-    return loaded.parameters * size - weights_saved(loaded.model, size)
+    return loaded.parameters * size - bytes_saved(loaded.model, size)
 
 
 def _unread_bytes(loaded: LoadedModel) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from frtool.kernels.fused import flash_attention, fused_rows
-from frtool.models.four_bit import FourBitLinear
+from frtool.models.apart import ApartLinear
 from frtool.models.packed import SILU, PackedLinear, can_pack
 
 if TYPE_CHECKING:
@@ -99,18 +99,19 @@ def may_change_threads(loaded: LoadedModel) -> bool:
     threads = torch.get_num_threads()
     if threads == 1 or os.environ.get("OMP_NUM_THREADS") or not can_pack(loaded.device, loaded.dtype):
         return False
-    return _agree(threads, loaded.dtype, loaded.head_dim, loaded.four_bit)
+    kinds = {type(module) for module in loaded.model.modules() if isinstance(module, ApartLinear)}
+    return _agree(threads, loaded.dtype, loaded.head_dim, frozenset(kinds))
 
 
 @lru_cache
 @torch.inference_mode()
-def _agree(threads: int, dtype: torch.dtype, dim: int, four_bit: bool) -> bool:
-    """Products of a layer and of attention, with all threads and with as few as a pace may come to."""
+def _agree(threads: int, dtype: torch.dtype, dim: int, kinds: frozenset[type[ApartLinear]]) -> bool:
+    """Products of a layer, of these kinds too, and of attention, with all threads and with as few as a pace may come
+    to."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(40, 1100, generator=generator).to(dtype)
-    layers: list[PackedLinear | FourBitLinear] = [PackedLinear(_layer(1100, 600, dtype, generator))]
-    if four_bit:
-        layers.append(FourBitLinear(_layer(1088, 592, dtype, generator), then=SILU))
+    x = torch.randn(48, 1100, generator=generator).to(dtype)
+    layers: list[PackedLinear | ApartLinear] = [PackedLinear(_layer(1100, 600, dtype, generator))]
+    layers += [kind(_layer(1088, 592, dtype, generator), then=SILU) for kind in kinds]
     q, k = (torch.randn(2 * threads, rows, dim, generator=generator) for rows in (32, 64))
     results = []
     count = threads

@@ -14,61 +14,34 @@ from typing import Any
 import torch
 from torch import nn
 
-from .packed import NOTHING, SILU, Then, joined
+from .apart import ApartLinear, Product
 from .row_layout import rows_agree
 
 GROUP = 32
 _OUTPUTS = 16
 """torch packs as many outputs at once."""
-_SERIAL = 32767
-"""Elements that torch's elementwise operations leave to one thread; of more, each thread's last ones may be computed in
-another way."""
 
 
-class FourBitLinear(nn.Module):
+class FourBitLinear(ApartLinear):
     """As `packed.PackedLinear`, of weights `[out, in]`, out a multiple of 16 and in of 32, rounded to four bits."""
 
-    def __init__(self, *layers: nn.Linear, then: Then = NOTHING, order: torch.Tensor | None = None) -> None:
-        super().__init__()
-        weight, self.bias = joined(layers, order)
-        self.out_features, self.in_features = weight.shape
-        self.widths = [layer.out_features for layer in layers]
-        self._is_active = then is SILU
+    def pack(self, weight: torch.Tensor) -> Product:
         codes, scales = four_bits(weight)
         op: Any = torch.ops.aten
-        self._packed = op._convert_weight_to_int4pack_for_cpu(codes, 1)
-        self._scales = scales.bfloat16()
-        self._product = op._weight_int4pack_mm_for_cpu
+        packed, scales = op._convert_weight_to_int4pack_for_cpu(codes, 1), scales.bfloat16()
+        self.nbytes = packed.nbytes + scales.nbytes
+        multiply = op._weight_int4pack_mm_for_cpu
+
+        def product(rows: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = multiply(rows.bfloat16().contiguous(), packed, GROUP, scales).to(rows.dtype)
+            return out
+
+        return product
 
     @staticmethod
     def fits(*layers: nn.Linear) -> bool:
         """Whether these layers, together or apart, can have four-bit weights."""
         return all(layer.in_features % GROUP == 0 and layer.out_features % _OUTPUTS == 0 for layer in layers)
-
-    @property
-    def nbytes(self) -> int:
-        """Of the weights, as a product reads them."""
-        return int(self._packed.nbytes + self._scales.nbytes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        factors = x.reshape(-1, self.in_features).bfloat16().contiguous()
-        rows = self._product(factors, self._packed, GROUP, self._scales).to(x.dtype)
-        if self.bias is not None:
-            rows = rows.add_(self.bias)
-        if self._is_active:
-            step = max(_SERIAL // self.out_features, 1)
-            for first in range(0, len(rows), step):
-                nn.functional.silu(rows[first : first + step], inplace=True)
-        out: torch.Tensor = rows.view(*x.shape[:-1], self.out_features)
-        return out
-
-    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """`residual` + this layer of x."""
-        return self.forward(x).add_(residual)
-
-    def times(self, factor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """`factor` * this layer of x."""
-        return self.forward(x).mul_(factor)
 
 
 class FilledUp(nn.Module):
@@ -103,12 +76,6 @@ def four_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scale = torch.where(equal, 1.0, scale)
     codes = ((groups - zero.unsqueeze(-1)) / scale.unsqueeze(-1)).round_().add_(8).clamp_(0, 15)
     return codes.view(rows, length).int(), torch.stack((scale, zero), -1).transpose(0, 1).contiguous()
-
-
-def weights_saved(model: nn.Module, itemsize: int) -> int:
-    """Bytes by which four-bit layers of `model` are smaller than such of `itemsize` bytes a weight."""
-    layers = [module for module in model.modules() if isinstance(module, FourBitLinear)]
-    return sum(layer.in_features * layer.out_features * itemsize - layer.nbytes for layer in layers)
 
 
 @lru_cache

@@ -23,10 +23,12 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """`architecture` as the file names it, `parameters` in all tensors, and the scalar and string `metadata`."""
+    """`architecture` as the file names it, `parameters` in all tensors, whether some of these are quantized in blocks,
+    and the scalar and string `metadata`."""
 
     architecture: str
     parameters: int
+    is_quantized: bool
     metadata: dict[str, Any]
 
 
@@ -60,7 +62,7 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1:
         raise EOFError
-    parameters, end = _tensors(reader, tensors, alignment)
+    parameters, quantized, end = _tensors(reader, tensors, alignment)
     if end > len(data):
         raise ModelError(
             f"{path} is cut short: {len(data):,} bytes, its header promises {end:,}", hint="download it again"
@@ -68,14 +70,15 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise ModelError(f"{path} names no architecture", hint="it is not a language model")
-    return GgufHeader(one_line(architecture, 40), parameters, metadata)
+    return GgufHeader(one_line(architecture, 40), parameters, quantized, metadata)
 
 
-def _tensors(reader: _Reader, count: int, alignment: int) -> tuple[int, int]:
-    """Total number of values, and the size that the file must at least have."""
+def _tensors(reader: _Reader, count: int, alignment: int) -> tuple[int, bool, int]:
+    """Total number of values, whether some are quantized, and the size that the file must at least have."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     parameters = last = 0
+    quantized = False
     for _ in range(count):
         reader.string()
         dimensions = reader.scalar("I")
@@ -90,9 +93,10 @@ def _tensors(reader: _Reader, count: int, alignment: int) -> tuple[int, int]:
         except ValueError:
             raise EOFError from None
         parameters += values
+        quantized |= block_values > 1
         last = max(last, offset + values // block_values * block_bytes)
     start = -(-reader.position // alignment) * alignment
-    return parameters, start + last
+    return parameters, quantized, start + last
 
 
 class _Reader:

@@ -16,9 +16,9 @@ from torch.nn import functional
 from frtool.errors import ModelError
 
 from .checkpoint import read_config, require_tokenizer, summarize_weights
+from .half_linear import linear_for
 from .light_tokenizer import LightTokenizer
-from .packed import PackedLinear
-from .packed_layers import PackedDecoderLayer, PackedNorm, tree_logits
+from .packed_layers import Linear, PackedDecoderLayer, PackedNorm, tree_logits
 from .support import position_limit
 from .text import one_line
 
@@ -40,9 +40,10 @@ class LlamaForCausalLM(nn.Module):
         text = SimpleNamespace(**config)
         text.get_text_config = lambda decoder=True: text
         self.config = text
+        linear = linear_for(weight for weight in weights.values() if weight.dim() == 2)
         table = weights.pop("model.embed_tokens.weight")
-        self.lm_head = PackedLinear(_linear(table.clone(), (text.vocab_size, text.hidden_size)))
-        self.model = _Decoder(text, table, weights)
+        self.lm_head = linear(_linear(table.clone(), (text.vocab_size, text.hidden_size)))
+        self.model = _Decoder(text, table, weights, linear)
         self.tree_logits = tree_logits
 
     def get_input_embeddings(self) -> nn.Module:
@@ -52,10 +53,10 @@ class LlamaForCausalLM(nn.Module):
 class _Decoder(nn.Module):
     """What `tree_logits` asks of a model below its output matrix."""
 
-    def __init__(self, text: Any, table: torch.Tensor, weights: dict[str, torch.Tensor]) -> None:
+    def __init__(self, text: Any, table: torch.Tensor, weights: dict[str, torch.Tensor], packed: Linear) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size, _weight=table, _freeze=True)
-        self.layers = nn.ModuleList([_layer(text, weights, index) for index in range(text.num_hidden_layers)])
+        self.layers = nn.ModuleList([_layer(text, weights, index, packed) for index in range(text.num_hidden_layers)])
         self.norm = PackedNorm(_Norm(weights.pop("model.norm.weight"), text.rms_norm_eps))
         steps = torch.arange(0, text.head_dim, 2, dtype=torch.float) / text.head_dim
         frequencies = 1.0 / text.rope_parameters["rope_theta"] ** steps
@@ -68,7 +69,7 @@ class _Decoder(nn.Module):
         return torch.embedding(self._cos, position_ids), torch.embedding(self._sin, position_ids)
 
 
-def _layer(text: Any, weights: dict[str, torch.Tensor], index: int) -> PackedDecoderLayer:
+def _layer(text: Any, weights: dict[str, torch.Tensor], index: int, packed: Linear) -> PackedDecoderLayer:
     name = f"model.layers.{index}"
     hidden, inner, dim = text.hidden_size, text.intermediate_size, text.head_dim
     wide, narrow = text.num_attention_heads * dim, text.num_key_value_heads * dim
@@ -100,7 +101,7 @@ def _layer(text: Any, weights: dict[str, torch.Tensor], index: int) -> PackedDec
         input_layernorm=norm("input_layernorm"),
         post_attention_layernorm=norm("post_attention_layernorm"),
     )
-    return PackedDecoderLayer(layer, None)
+    return PackedDecoderLayer(layer, None, packed)
 
 
 class _Norm(nn.Module):

@@ -108,17 +108,20 @@ def load_model(
             loaded = load_light(source, chosen, progress)
             set_threads(loaded.parameters)
             return loaded
+    rounds = False
     with quiet_transformers():
         if source.kind == "hub" and source.file is not None:
             path = hub.fetch_gguf(source, offline=offline, on_progress=progress)
             source = ModelSource("gguf", source.name, path)
         if source.kind == "gguf":
+            header = read_gguf_header(source.path)
+            rounds = header.is_quantized
             with parsed_once():
-                loaded = _load_gguf(source, target, dtype, progress)
+                loaded = _load_gguf(source, header, target, dtype, progress)
         else:
             loaded = _load_directory(source, target, dtype, offline, trust_remote_code, progress)
     set_threads(loaded.parameters)
-    return pack_weights(loaded, four_bit)
+    return pack_weights(loaded, four_bit, rounds)
 
 
 def _load_directory(
@@ -158,11 +161,14 @@ def _wish(source: ModelSource, dtype: str | torch.dtype | None, device: torch.de
 
 
 def _load_gguf(
-    source: ModelSource, device: torch.device, dtype: str | torch.dtype | None, progress: Progress
+    source: ModelSource,
+    header: GgufHeader,
+    device: torch.device,
+    dtype: str | torch.dtype | None,
+    progress: Progress,
 ) -> LoadedModel:
     from transformers import AutoConfig
 
-    header = read_gguf_header(source.path)
     directory, file = source.path.parent, source.path.name
     chosen = choose_dtype(dtype, device, header.parameters)
     # transformers unpacks every block, so the file's size says nothing about the memory; it does so on the host.
@@ -280,16 +286,17 @@ def finish_loading(
     return loaded
 
 
-def pack_weights(loaded: LoadedModel, four_bit: bool = False) -> LoadedModel:
+def pack_weights(loaded: LoadedModel, four_bit: bool = False, rounds: bool = False) -> LoadedModel:
     """The same model, its weights laid out for the products of a decode step where the device gains from it, or rounded
-    to four bits, see `four_bit`. Raises ModelError where torch cannot compute with these."""
+    to four bits, see `four_bit`. `rounds`: they come out of a quantized file, and lose nothing to speak of in fp16.
+    Raises ModelError where torch cannot compute with four bits."""
     packable = can_pack(loaded.device, loaded.dtype)
     if four_bit and not (packable and can_compute(loaded.dtype)):
         raise ModelError(
             f"torch {torch.__version__} does not compute with four-bit weights here", hint="leave out --dtype int4"
         )
     if packable:
-        pack_model(loaded.model, four_bit)
+        pack_model(loaded.model, four_bit, rounds)
     return replace(loaded, four_bit=True) if four_bit else loaded
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import lcm
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -118,24 +119,33 @@ def least_rows(device: torch.device, dtype: torch.dtype) -> int:
 def row_multiple(loaded: LoadedModel) -> int:
     """Rows that a pass of this model has a multiple of, so that each has the same bits whatever the others are; 0 where
     nothing is known."""
+    from .apart import ApartLinear
+
     if loaded.four_bit and hasattr(loaded.model, "tree_logits"):  # all of its products take care of themselves
         return 1
-    return least_rows(loaded.device, loaded.dtype)
+    least = least_rows(loaded.device, loaded.dtype)
+    layers = [m for m in loaded.model.modules() if isinstance(m, (nn.Linear, PackedLinear, ApartLinear))]
+    return lcm(*(m.rows if isinstance(m, ApartLinear) else least for m in layers)) if layers else least
 
 
 @torch.inference_mode()
-def pack_model(model: Any, four_bit: bool = False) -> int:
+def pack_model(model: Any, four_bit: bool = False, rounds: bool = False) -> int:
     """Pack the linear layers of `model` in place and free the weights as they were. Returns how many were packed.
 
+    Weights of fp32 are kept in fp16 where that changes nothing, or they may be rounded (`rounds`), see `half_linear`.
     four_bit: all but the output matrix get weights of four bits where their shapes allow it. Decoder layers that
     `packed_layers` knows are replaced as a whole. An output matrix that is the embedding too stays besides its packed
     copy; it is left as it is where such a copy would take much of the free memory, or all of it where the rows of a
     plain product depend on each other.
     """
+    from .apart import ApartLinear
     from .four_bit import FilledUp, FourBitLinear
+    from .half_linear import linear_for
     from .packed_layers import pack_layers
 
-    linear = FourBitLinear if four_bit else PackedLinear
+    weights = [module.weight for module in model.modules() if type(module) is nn.Linear]
+    plain = linear_for(weights, rounds)
+    linear = FourBitLinear if four_bit else plain
     count = pack_layers(model, linear)
     head = model.get_output_embeddings() if four_bit else None
     tables = {module.weight.data_ptr() for module in model.modules() if isinstance(module, nn.Embedding)}
@@ -147,9 +157,10 @@ def pack_model(model: Any, four_bit: bool = False) -> int:
             packed: nn.Module = child
             share = 8 if trial.plain else 1
             if child.weight.data_ptr() not in tables or child.weight.nbytes <= free_host_memory() // share:
-                packed = linear(child) if child is not head and linear.fits(child) else PackedLinear(child)
+                packed = linear(child) if child is not head and linear.fits(child) else plain(child)
                 count += 1
-            setattr(module, name, FilledUp(packed, trial.least) if child is head else packed)
+            rows = packed.rows if isinstance(packed, ApartLinear) else trial.least
+            setattr(module, name, FilledUp(packed, rows) if child is head else packed)
     return count
 
 

@@ -16,11 +16,11 @@ from torch.nn import functional
 from frtool.kernels.attention import tree_attention
 from frtool.kernels.grouped import GroupedPlan, attend_grouped
 
-from .four_bit import FourBitLinear
+from .apart import ApartLinear
 from .packed import SILU, PackedLinear
 from .tree_pass import TreeBatch, tree_attention_forward
 
-Linear = type[PackedLinear] | type[FourBitLinear]
+Linear = type[PackedLinear] | type[ApartLinear]
 _PLAIN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Models that are an embedding, a rotary embedding, layers, a norm and an output matrix, and nothing else."""
 

@@ -324,7 +324,7 @@ def test_the_embedded_model_computes_in_bf16_where_the_processor_does(light):
 # GGUF
 
 
-def write_gguf(path: Path, architecture: str = "llama") -> Path:
+def write_gguf(path: Path, architecture: str = "llama", quantized: bool = False) -> Path:
     import gguf
 
     writer = gguf.GGUFWriter(path, architecture)
@@ -332,6 +332,9 @@ def write_gguf(path: Path, architecture: str = "llama") -> Path:
     writer.add_token_list([b"a", b"bc"])
     writer.add_tensor("token_embd.weight", np.ones((4, 32), dtype=np.float32))
     writer.add_tensor("output.weight", np.ones((4, 8), dtype=np.float16))
+    if quantized:
+        kind = gguf.GGMLQuantizationType.Q4_1
+        writer.add_tensor("v", gguf.quantize(np.ones((4, 32), dtype=np.float32), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -345,6 +348,8 @@ def test_the_header_of_a_gguf_file(tmp_path):
     header = read_gguf_header(write_gguf(tmp_path / "m.gguf"))
     assert (header.architecture, header.parameters) == ("llama", 160)
     assert header.metadata["llama.block_count"] == 1
+    assert not header.is_quantized
+    assert read_gguf_header(write_gguf(tmp_path / "q.gguf", quantized=True)).is_quantized
 
 
 def test_a_gguf_file_cut_anywhere_is_refused(tmp_path):
