@@ -10,7 +10,7 @@ from torch import nn
 from .packed import NOTHING, SILU, Then, joined
 
 Product = Callable[[torch.Tensor], torch.Tensor]
-"""Of rows `[n, in]`; gives `[n, out]` of the same dtype, fresh."""
+"""Of x `[..., in]`; gives `[..., out]` of the same dtype, fresh."""
 _SERIAL = 32767
 """Elements that torch's elementwise operations leave to one thread; of more, each thread's last ones may be computed in
 another way."""
@@ -42,16 +42,14 @@ class ApartLinear(nn.Module):
         return True
 
     def pack(self, weight: torch.Tensor) -> Product:
-        """The product with `weight` `[out, in]`, for rows of its dtype."""
+        """The product with `weight` `[out, in]`, for x of its dtype."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = self._product(x.reshape(-1, self.in_features))
+        out = self._product(x)
         if self.bias is not None:
-            rows = rows.add_(self.bias)
-        if self._is_active:
-            rows = _activated(rows)
-        return rows.view(*x.shape[:-1], self.out_features)
+            out = out.add_(self.bias)
+        return _activated(out) if self._is_active else out
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """`residual` + this layer of x."""
@@ -62,15 +60,17 @@ class ApartLinear(nn.Module):
         return self.forward(x).mul_(factor)
 
 
-def _activated(rows: torch.Tensor) -> torch.Tensor:
-    """SiLU of `[n, out]`, in place where it can be; each row by itself."""
-    width = rows.shape[1]
+def _activated(x: torch.Tensor) -> torch.Tensor:
+    """SiLU of `[..., out]`, in place where it can be; each row by itself."""
+    width = x.shape[-1]
     if missing := -width % _LANES:
-        return _activated(nn.functional.pad(rows, (0, missing)))[:, :width].contiguous()
-    step = max(_SERIAL // width, 1)
+        return _activated(nn.functional.pad(x, (0, missing)))[..., :width].contiguous()
+    if x.numel() <= _SERIAL:
+        return nn.functional.silu(x, inplace=True)
+    rows, step = x.view(-1, width), max(_SERIAL // width, 1)
     for first in range(0, len(rows), step):
         nn.functional.silu(rows[first : first + step], inplace=True)
-    return rows
+    return x
 
 
 def bytes_saved(model: nn.Module, itemsize: int) -> int:

@@ -32,8 +32,9 @@ class FourBitLinear(ApartLinear):
         self.nbytes = packed.nbytes + scales.nbytes
         multiply = op._weight_int4pack_mm_for_cpu
 
-        def product(rows: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = multiply(rows.bfloat16().contiguous(), packed, GROUP, scales).to(rows.dtype)
+        def product(x: torch.Tensor) -> torch.Tensor:
+            rows = x.reshape(-1, self.in_features).bfloat16().contiguous()
+            out: torch.Tensor = multiply(rows, packed, GROUP, scales).to(x.dtype).view(*x.shape[:-1], self.out_features)
             return out
 
         return product

@@ -36,7 +36,7 @@ class HalfLinear(ApartLinear):
 def _product_with(weight: torch.Tensor) -> Product:
     op: Any = torch.ops.quantized
     packed, multiply = op.linear_prepack_fp16(weight, None), op.linear_dynamic_fp16
-    return lambda rows: multiply(rows, packed)
+    return lambda x: multiply(x, packed)
 
 
 def linear_for(weights: Iterable[torch.Tensor], rounds: bool = False) -> type[PackedLinear] | type[HalfLinear]:
