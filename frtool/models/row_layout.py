@@ -7,7 +7,7 @@ tried on each shape, and a product of more rows than agree is computed in pieces
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,10 +71,13 @@ def _products(packed: torch.Tensor) -> tuple[Product, Product]:
     )
 
 
-def rows_agree(product: Product, x: torch.Tensor, term: torch.Tensor, least: int) -> bool:
-    """Whether multiples of `least` rows each give what they give among all. x `[rows, in]`, term `[rows, out]`."""
+def rows_agree(
+    product: Product, x: torch.Tensor, term: torch.Tensor, least: int, counts: Iterable[int] = _COUNTS
+) -> bool:
+    """Whether multiples of `least` rows, of which `counts` are tried, each give what they give among all. x
+    `[rows, in]`, term `[rows, out]`."""
     whole = product(x, term)
-    for count in _COUNTS:
+    for count in counts:
         size = count * least
         if size >= len(x):
             continue

