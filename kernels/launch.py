@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from . import specialized
 from .allocator import PhysicalKVAllocator
 from .cost import CostRule, TileShape, shared_load
 from .plan import TreePlan
 from .schedule import ITEM_FIELDS, WIDE, Schedule, grown, schedule_apart, schedule_tree
+from .specialized import SpecializedRule, grown_specialized, schedule_specialized
 from .tuning import KernelConfig, merge_rows, multiprocessors, padded_head_dim
 
 TABLES = ("entry_block", "entry_mark", "query_token", "query_pos")
@@ -35,25 +37,37 @@ class Launch:
     """
 
     def __init__(
-        self, allocator: PhysicalKVAllocator, group: int, config: KernelConfig, rule: CostRule, apart: Apart | None
-    ) -> None:
+        self, allocator: PhysicalKVAllocator, group: int, config: KernelConfig, rule: CostRule, apart: Apart | None,
+        specialized_rule: SpecializedRule | None = None,
+    ) -> None:  # fmt: skip
+        """specialized_rule: which trees are for `specialized_kernel`; None where it cannot run."""
         self.rule = rule
         self._whole = config
         self._apart = apart
+        self._specialized_rule = specialized_rule
         configs = [config] if apart is None else [config, apart.wide, apart.others]
         self.apart = False
         """Whether wide items have a launch of their own."""
+        self.specialized = False
+        """Whether the schedule is one for `specialized_kernel`."""
+        self.spreads = False
+        """Whether there warps that attend to shared keys also take masked ones."""
         self.heads = allocator.num_kv_heads
         self.group_pad = 1 << (group - 1).bit_length()
-        self.entry = _entry_size(allocator.block_size, configs)
-        self._shape = _tile_shape(config, config, self.group_pad, self.entry)
+        entry = self._tile_entry = _entry_size(allocator.block_size, configs)
+        self._shape = _tile_shape(config, config, self.group_pad, entry)
         if apart is not None:
-            self._shape_apart = _tile_shape(apart.wide, apart.others, self.group_pad, self.entry)
+            self._shape_apart = _tile_shape(apart.wide, apart.others, self.group_pad, entry)
+        most_keys = max(max(c.wide_keys, c.narrow_keys) for c in configs)
+        if specialized_rule is not None:
+            most_keys = max(most_keys, specialized.KEYS)
+            self._specialized_entry = specialized.entry_size(allocator.block_size)
+            entry = min(entry, self._specialized_entry)
         self._device = allocator.device
         self._dtype = allocator.dtype
         self._width = padded_head_dim(allocator.head_dim)
         # What the kernel reads past the end: the next round's entries, a tile of queries, every program's first item.
-        entries = 2 * max(max(c.wide_keys, c.narrow_keys) for c in configs) // self.entry + 2
+        entries = 2 * most_keys // entry + 2
         queries = max(max(c.wide_rows, c.group_rows) for c in configs)
         self._spare = {"query_token": queries, "query_pos": queries}
         self._spare["wide_items"] = -(-multiprocessors(allocator.device) // self.heads) * ITEM_FIELDS
@@ -65,6 +79,11 @@ class Launch:
         self._loaded: tuple[Schedule, TreePlan] | None = None
 
     @property
+    def entry(self) -> int:
+        """Tokens of an entry."""
+        return self._specialized_entry if self.specialized else self._tile_entry
+
+    @property
     def configs(self) -> tuple[KernelConfig, KernelConfig]:
         """Of wide items and of the others."""
         if self._apart is not None and self.apart:
@@ -72,11 +91,12 @@ class Launch:
         return self._whole, self._whole
 
     def load(self, tree: TreePlan) -> bool:
-        """Schedule `tree` and copy it to the device; False if buffers had to grow or launches to be parted."""
+        """Schedule `tree` and copy it to the device; False if buffers had to grow or the launch to be another."""
         schedule = None
-        before = self.apart
+        before = self.apart, self.specialized, self.spreads
         if self._loaded is not None:
-            schedule = grown(*self._loaded, tree, self.entry)
+            follow = grown_specialized if self.specialized else grown
+            schedule = follow(*self._loaded, tree, self.entry)
         if schedule is None:
             schedule = self._schedule(tree)
         self._loaded = (schedule, tree)
@@ -87,7 +107,10 @@ class Launch:
         tables["wide_count"] = np.array([wide], np.int32)
         sizes = {name: len(table) for name, table in tables.items()}
         need = sizes | {"slots": schedule.num_slots, "groups": schedule.num_groups}
-        fits = self.apart == before and all(size <= self._capacity.get(name, -1) for name, size in need.items())
+        same = (self.apart, self.specialized, self.spreads) == before
+        if self.specialized != before[1]:  # another kind of items
+            self._capacity, self.item_capacity = {}, 0
+        fits = same and all(size <= self._capacity.get(name, -1) for name, size in need.items())
         if not fits:
             self._allocate(schedule, sizes)
         # The caching host allocator keeps pinned memory until the copy is done.
@@ -102,6 +125,18 @@ class Launch:
         return fits
 
     def _schedule(self, tree: TreePlan) -> Schedule:
+        schedule = None
+        if self._specialized_rule is not None:
+            schedule = schedule_specialized(
+                tree, self._specialized_entry, self.group_pad, self.heads, self._specialized_rule,
+                stays=self.specialized,
+            )  # fmt: skip
+        self.specialized = schedule is not None
+        if schedule is not None:
+            self.apart = False
+            # Once they do, they can: graphs are captured so.
+            self.spreads = self.spreads or bool(schedule.items[:, specialized.OWN].any())
+            return schedule
         if self._apart is not None:
             # Once apart, a tree stays so until it has lost half of what it shares: its graphs are captured so.
             least = self._apart.least / 2 if self.apart else self._apart.least
@@ -121,9 +156,14 @@ class Launch:
         before = self._capacity
         grows = bool(before)
         self._capacity = {n: max(size + size // 2 + 256, before.get(n, 0)) for n, size in sizes.items()}
+        fields, rows = ITEM_FIELDS, self._whole.group_rows
         room = 32 if grows else min(max(96 // self.heads, 1), 32)
-        self.item_capacity = max(self.num_items + max(self.num_items // 4, room), self.item_capacity)
-        self._capacity["items"] = self.item_capacity * ITEM_FIELDS
+        capacity = self.num_items + max(self.num_items // 4, room)
+        if self.specialized and self._specialized_rule is not None:
+            fields, rows = specialized.ITEM_FIELDS, specialized.ROWS
+            capacity = self._specialized_rule.item_capacity(self.num_items, self.heads)
+        self.item_capacity = max(capacity, self.item_capacity)
+        self._capacity["items"] = self.item_capacity * fields
         starts = {}
         total = 0
         for name in sizes:
@@ -136,7 +176,7 @@ class Launch:
         self.tables["entry_mark"] = self.tables["entry_mark"].view(torch.int64)
         for name, size in (("slots", schedule.num_slots), ("groups", schedule.num_groups)):
             self._capacity[name] = max(size + max(size // 4, 64), before.get(name, 0))
-        shape = (self._capacity["slots"], self.heads, self._whole.group_rows)
+        shape = (self._capacity["slots"], self.heads, rows)
         self.partial = torch.empty(*shape, self._width, dtype=self._dtype, device=self._device)
         self.partial_lse = torch.empty(shape, dtype=torch.float32, device=self._device)
         self.arrivals = torch.zeros(self._capacity["groups"], self.heads, dtype=torch.int32, device=self._device)

@@ -6,7 +6,7 @@ tile which blocks are worth a wide item, and for the whole whether wide items pa
 they fill the machine. Everything is numpy over nodes, tiles, groups and blocks; no work grows with tokens.
 
 From step to step most trees only grow at their ends. What follows from no more than who is below which node, or from
-what wide items read, is kept: functions with a cache take arrays as bytes, or as `_Same` where they are large, and what
+what wide items read, is kept: functions with a cache take arrays as bytes, or as `Same` where they are large, and what
 they return is never written to.
 """
 
@@ -67,7 +67,7 @@ class _Pairs:
     covers: np.ndarray
     """Whether they are all of the tile's queries."""
     spans: tuple[np.ndarray, np.ndarray, np.ndarray]
-    """Of all nodes, see `_spans`."""
+    """Of all nodes, see `spans_of`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +94,7 @@ class _Wide:
     owners_hi: np.ndarray
 
 
-class _Same:
+class Same:
     """An array that is told apart by which it is, not by what it holds: a tree that grows has the same ones."""
 
     __slots__ = ("array",)
@@ -103,13 +103,13 @@ class _Same:
         self.array = array
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.array is other.array
+        return isinstance(other, Same) and self.array is other.array
 
     def __hash__(self) -> int:
         return id(self.array)
 
 
-def _count_from(first: np.ndarray | int, counts: np.ndarray) -> np.ndarray:
+def count_from(first: np.ndarray | int, counts: np.ndarray) -> np.ndarray:
     """first[0], first[0] + 1, ..., counts[0] numbers in all, first[1], first[1] + 1, ..."""
     numbers = (first + counts - counts.cumsum()).repeat(counts)
     numbers += np.arange(len(numbers))
@@ -145,15 +145,15 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
     lengths = tree.lengths.take(order)
     total = tree.num_queries
     asked = None if total == len(order) else tree.q_lens[order].astype(np.int64)
-    below = None if asked is None else asked.tobytes()
-    pairs = _pairs(_Same(tree.node_lo), _Same(tree.node_hi), below, total, shape)
+    per_branch = None if asked is None else asked.tobytes()
+    pairs = pairs_of(Same(tree.node_lo), Same(tree.node_hi), per_branch, total, shape)
     node_start = tree.node_start.astype(np.int64) * split
     entries = (tree.node_stop * split - node_start)[pairs.node]
     if asked is None:
         query_token, query_pos = order, lengths - 1
         seen_by_first = lengths
     else:
-        query_token, query_pos = _count_from(tree.q_start[order], asked), _count_from(lengths - asked, asked)
+        query_token, query_pos = count_from(tree.q_start[order], asked), count_from(lengths - asked, asked)
         seen_by_first = lengths - asked + 1
         # Keys after the last query of the tile are seen by none.
         latest = np.maximum.reduceat(query_pos, np.arange(0, total, shape.tile_queries))
@@ -173,7 +173,7 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
     ranked: list[np.ndarray] = []
     if len(chosen):
         node = pairs.node[chosen]
-        seen = _below(np.minimum, seen_by_first, pairs.spans)[node] // size - node_start[node]
+        seen = below(np.minimum, seen_by_first, pairs.spans)[node] // size - node_start[node]
         seen = np.minimum(np.maximum(seen, 0), shared)
         reads = np.array([pairs.lo[chosen], pairs.hi[chosen], shared, seen], np.int32)
         stream, items, parts = _wide_part(reads.tobytes(), total, heads, shape, rule)
@@ -210,7 +210,7 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
     mark = (owners + (size << 16) + place * (size << 32)).repeat(entries)
     mark += number * (size << 32)
     # Only the last block of a node may be held in part: take from its entries, the last first, what is missing.
-    missing = (start + entries) * size - _below(np.maximum, lengths, pairs.spans)[node]
+    missing = (start + entries) * size - below(np.maximum, lengths, pairs.spans)[node]
     for last in range(1, split + 1):
         part = (missing > 0).nonzero()[0]
         if not len(part):
@@ -220,27 +220,33 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
     return Schedule(records, block, mark, node, entries, query_token, query_pos, num_groups, num_slots)
 
 
-def grown(schedule: Schedule, before: TreePlan, tree: TreePlan, size: int) -> Schedule | None:
-    """`schedule` of the tree `before` with the lengths of `tree`; None if more than lengths changed, or where a branch
-    has several queries, whose keys depend on lengths. `size`: tokens of an entry."""
-    same = (
+def only_longer(before: TreePlan, tree: TreePlan) -> bool:
+    """Whether branches of one query each have grown inside their last blocks, and nothing else changed."""
+    return (
         tree.branch_ids == before.branch_ids
         and tree.tables.shape == before.tables.shape
         and bool((tree.q_lens == 1).all() and (before.q_lens == 1).all())
         and np.array_equal(tree.tables, before.tables)
     )
-    if not same:
+
+
+def grown(schedule: Schedule, before: TreePlan, tree: TreePlan, size: int) -> Schedule | None:
+    """`schedule` of the tree `before` with the lengths of `tree`; None if more than lengths changed, or where a branch
+    has several queries, whose keys depend on lengths. `size`: tokens of an entry."""
+    if not only_longer(before, tree):
         return None
     lengths = tree.lengths[tree.order]
-    longest = _below(np.maximum, lengths, _spans(tree.node_lo, tree.node_hi, len(lengths)))
+    longest = below(np.maximum, lengths, spans_of(tree.node_lo, tree.node_hi, len(lengths)))
     longest = longest[schedule.run_node].repeat(schedule.run_entries)
     held = np.minimum(np.maximum(longest - (schedule.entry_mark >> 32), 0), size)
     mark = schedule.entry_mark & ~0xFFFF0000 | held << 16
     return replace(schedule, entry_mark=mark, query_pos=lengths - 1)
 
 
-def _spans(node_lo: np.ndarray, node_hi: np.ndarray, branches: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For `_below`. The first branch below each node; the nodes above several branches; and of these the first branch
+def spans_of(
+    node_lo: np.ndarray, node_hi: np.ndarray, branches: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For `below`. The first branch below each node; the nodes above several branches; and of these the first branch
     and the one after the last, node after node. None of these where so many `branches` all end in a node of their own:
     as they hold the whole of those above, it does not matter which is asked."""
     inner = (node_hi - node_lo > 1).nonzero()[0]
@@ -251,7 +257,7 @@ def _spans(node_lo: np.ndarray, node_hi: np.ndarray, branches: int | None) -> tu
     return node_lo, inner, edges
 
 
-def _below(of_two: np.ufunc, of_branch: np.ndarray, spans: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+def below(of_two: np.ufunc, of_branch: np.ndarray, spans: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
     """Per node: the least or largest (`of_two`) of the branches below it, which are given depth first."""
     first, inner, edges = spans
     below = of_branch[first]
@@ -262,11 +268,11 @@ def _below(of_two: np.ufunc, of_branch: np.ndarray, spans: tuple[np.ndarray, np.
 
 
 @lru_cache(maxsize=_KEPT)
-def _pairs(node_lo: _Same, node_hi: _Same, asked: bytes | None, total: int, shape: TileShape) -> _Pairs:
+def pairs_of(node_lo: Same, node_hi: Same, asked: bytes | None, total: int, shape: TileShape) -> _Pairs:
     """All that a tree has. Its `node_lo` and `node_hi`; int64 `[B]`, depth first, the queries of each branch, None if
     that is one each; how many there are."""
     lo, hi = node_lo.array.astype(np.int64), node_hi.array.astype(np.int64)
-    spans = _spans(lo, hi, total if asked is None else None)  # of several queries the first may not see all of a node
+    spans = spans_of(lo, hi, total if asked is None else None)  # of several queries the first may not see all of a node
     if asked is not None:
         query = np.append(0, np.frombuffer(asked, np.int64).cumsum())
         lo, hi = query[lo], query[hi]
@@ -274,7 +280,7 @@ def _pairs(node_lo: _Same, node_hi: _Same, asked: bytes | None, total: int, shap
     first = lo // tile_queries
     tiles = (hi + (tile_queries - 1)) // tile_queries - first
     node = np.arange(len(tiles)).repeat(tiles)
-    tile = _count_from(first, tiles)
+    tile = count_from(first, tiles)
     begin = tile * tile_queries
     lo, hi = np.maximum(lo[node], begin), np.minimum(hi[node], begin + tile_queries)
     group = lo // group_queries
@@ -289,7 +295,7 @@ def _narrow_streams(pairs: _Pairs, wide: bytes, group_queries: int) -> _Streams:
     group, groups = pairs.group[pair], pairs.groups[pair]
     several = groups.max() > 1
     if several:
-        pair, group = pair.repeat(groups), _count_from(group, groups)
+        pair, group = pair.repeat(groups), count_from(group, groups)
     by_group = group.argsort(kind="stable")
     group, pair = group[by_group], pair[by_group]
     starts, _ = _runs(group)
@@ -309,7 +315,7 @@ def _wide_part(
     lo, hi, entries, seen = np.frombuffer(reads, np.int32).reshape(4, -1).astype(np.int64)
     stream = _wide_streams(lo, hi, entries, seen, total, shape, rule)
     items = _split(stream, entries[stream.pair], 0, heads, shape, rule, 0)
-    group = _count_from(items[:, _GROUP0], items[:, _GROUPS])
+    group = count_from(items[:, _GROUP0], items[:, _GROUPS])
     return stream, items, np.bincount(group, minlength=-(-total // shape.group_queries))
 
 
@@ -411,7 +417,7 @@ def _pieces(count: np.ndarray, number: np.ndarray | int, align: int) -> tuple[np
     number = ceil_div(count, chunk)
     of = np.arange(len(count)).repeat(number)
     chunk = chunk[of]
-    begin = _count_from(0, number) * chunk
+    begin = count_from(0, number) * chunk
     length = np.minimum(count[of] - begin, chunk)
     by_length = (-length).argsort(kind="stable")
     return of[by_length], begin[by_length], length[by_length]
@@ -435,7 +441,7 @@ def _record(items: np.ndarray, parts: np.ndarray, deferred: np.ndarray, merge_gr
     """`Schedule.items` and the number of slots: where each item leaves its part of each of its groups. Per group: its
     number of parts; whether a merge item merges them."""
     count, group0, groups = len(items), items[:, _GROUP0], items[:, _GROUPS]
-    of_group = _count_from(group0, groups)
+    of_group = count_from(group0, groups)
     field = of_group + (np.arange(0, count * ITEM_FIELDS, ITEM_FIELDS) - group0).repeat(groups)
     first_slot, merges = _merges(parts.tobytes(), deferred.tobytes(), merge_groups)
     slot = np.empty(len(of_group), np.int64)

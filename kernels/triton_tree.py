@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +16,7 @@ from .cost import CostRule, fitted_rule, fitted_rule_apart
 from .heap import keep_freed_memory
 from .launch import TABLES, Apart, Launch
 from .plan import TreePlan, plan_tree
+from .specialized import KEYS, SpecializedRule, entry_size
 from .tree_kernel import tree_attention_kernel, wide_attention_kernel
 from .tuning import (
     KernelConfig,
@@ -26,7 +30,9 @@ from .tuning import (
     timed_config,
 )
 
+_LOG = logging.getLogger(__name__)
 _MAX_GROUP = 16
+_SPECIALIZED_CONSTANTS = ("HEADS", "GROUP", "GROUP_PAD", "D", "ENTRY", "HAS_SOFTCAP", "HAS_SINKS")
 _LEAST_APART = 240.0
 """Keys a multiprocessor, see `shared_load`: from there on two launches were faster on an H100."""
 
@@ -50,7 +56,7 @@ class TritonPlan:
             raise ValueError(f"backend 'triton' needs a CUDA device, the pool is on {allocator.device}; use 'torch'")
         self._allocator = allocator
         self._tree = tree
-        self._launches: dict[int, Launch] = {}
+        self._launches: dict[tuple[int, bool], Launch] = {}
 
     @property
     def branch_ids(self) -> tuple[int, ...]:
@@ -79,20 +85,29 @@ class TritonPlan:
             return replace(tree, lengths=self._allocator.lengths(ids).astype(np.int32))
         return plan_tree(self._allocator, ids, tree.q_lens.tolist())
 
-    def launch_for(self, q_heads: int, config: KernelConfig | None = None, rule: CostRule | None = None) -> Launch:
-        """The schedule for `q_heads`, made at the first call. `config` and `rule` replace those of the tuning table."""
-        launch = self._launches.get(q_heads)
+    def launch_for(
+        self, q_heads: int, config: KernelConfig | None = None, rule: CostRule | None = None, *, windowed: bool = False
+    ) -> Launch:
+        """The schedule for `q_heads` with or without a sliding window, made at the first call. `config` and `rule`
+        replace those of the tuning table, and are for `tree_kernel`."""
+        launch = self._launches.get((q_heads, windowed))
         if launch is None or config is not None or rule is not None:
             group = q_heads // self._allocator.num_kv_heads
             if group > _MAX_GROUP:
                 raise ValueError(f"{group} query heads to a kv head is over the kernel's limit of {_MAX_GROUP}")
             if self._allocator.head_dim > 256:
                 raise ValueError(f"head_dim {self._allocator.head_dim} is over the kernel's limit of 256")
-            launch = self._launches[q_heads] = self._launch(group, config or _config(self._allocator, q_heads), rule)
+            specialized = None
+            if config is None and rule is None and not windowed and _can_specialize(self._allocator, group):
+                specialized = SpecializedRule(multiprocessors(self._allocator.device))
+            config = config or _config(self._allocator, q_heads)
+            launch = self._launches[q_heads, windowed] = self._launch(group, config, rule, specialized)
             launch.load(self._tree)
         return launch
 
-    def _launch(self, group: int, config: KernelConfig, rule: CostRule | None) -> Launch:
+    def _launch(
+        self, group: int, config: KernelConfig, rule: CostRule | None, specialized: SpecializedRule | None
+    ) -> Launch:
         pool = self._allocator
         units = multiprocessors(pool.device)
         scale = padded_head_dim(pool.head_dim) * pool.k_cache.element_size() / 256
@@ -100,7 +115,8 @@ class TritonPlan:
         if config == shipped_config(pool.dtype, pool.head_dim, _capability(pool.device)) and 1 < group < 8:
             pair = shipped_apart(pool.dtype, pool.head_dim)
             apart = None if pair is None else Apart(*pair, rule or fitted_rule_apart(group, units, scale), _LEAST_APART)
-        return Launch(pool, group, config, rule or fitted_rule(group, units, scale, config.pairs), apart)
+        rule = rule or fitted_rule(group, units, scale, config.pairs)
+        return Launch(pool, group, config, rule, apart, specialized)
 
 
 def plan_triton(allocator: PhysicalKVAllocator, tree: TreePlan) -> TritonPlan:
@@ -125,7 +141,7 @@ def attend_triton(
     tokens, q_heads, head_dim = q.shape
     if tokens < plan.num_queries:
         raise ValueError(f"q has {tokens} tokens but the branches ask with {plan.num_queries}")
-    launch = plan.launch_for(q_heads)
+    launch = plan.launch_for(q_heads, windowed=window is not None)
     if scale <= 0:  # the kernel takes its maximum before it scales
         q, scale = (-q, -scale) if scale < 0 else (torch.zeros_like(q), 1.0)
     q = q.to(allocator.dtype)
@@ -149,6 +165,16 @@ def attend_triton(
         "HAS_WINDOW": window is not None, "HAS_SOFTCAP": softcap is not None, "HAS_SINKS": sinks is not None,
     }  # fmt: skip
     early = early_programs(q.device)
+    if launch.specialized:
+        programs = items * launch.heads
+        starts_early = programs <= early
+        _specialized()[(programs,)](
+            q, *_descriptors(arguments[1], arguments[2], launch.entry), *arguments[3:], tables["items"],
+            *numbers[: len(TABLES) - 1], *numbers[len(TABLES) : -1], KEYS=KEYS, SHARED_STAGES=3, MASKED_STAGES=2,
+            HAS_OWN=launch.spreads, EARLY=starts_early, num_warps=4, launch_pdl=starts_early,
+            **{name: constants[name] for name in _SPECIALIZED_CONSTANTS},
+        )  # fmt: skip
+        return result if result is out else out.copy_(result)
     beside = launch.apart and early > 0
     wide, config = launch.configs
     if launch.apart:
@@ -167,6 +193,40 @@ def attend_triton(
         num_warps=config.warps, maxnreg=None if roomy else config.max_registers, launch_pdl=early > 0,
     )  # fmt: skip
     return result if result is out else out.copy_(result)
+
+
+@cache
+def _specialized() -> Any:
+    """`specialized_attention_kernel`; None where this Triton has no Gluon that it is written for."""
+    try:
+        from .specialized_kernel import specialized_attention_kernel
+    except ImportError as error:
+        _LOG.info("no specialized kernel: %s", error)
+        return None
+    return specialized_attention_kernel
+
+
+def _can_specialize(pool: PhysicalKVAllocator, group: int) -> bool:
+    return (
+        _capability(pool.device) == (9, 0)
+        and pool.head_dim == 128
+        and pool.dtype != torch.float32
+        and 1 < group < 8
+        and entry_size(pool.block_size) >= 16
+        and _specialized() is not None
+    )
+
+
+def _descriptors(k_cache: torch.Tensor, v_cache: torch.Tensor, entry: int) -> list[Any]:
+    """How the bulk copies of `specialized_kernel` address K and V of a layer: half a head's entry at once."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    return [
+        TensorDescriptor.from_tensor(cache.flatten(2).flatten(0, 1), [entry, 64], layout)
+        for cache in (k_cache, v_cache)
+    ]
 
 
 def _wide_sizes(config: KernelConfig) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,7 @@ from frtool.kernels.allocator import PhysicalKVAllocator
 from frtool.kernels.cost import CostRule
 from frtool.kernels.plan import plan_tree
 from frtool.kernels.reference import ReferencePlan, attend_reference
+from frtool.kernels.specialized import SpecializedRule
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -70,6 +72,15 @@ def error(pool: Any, ids: list[int], q_lens: list[int], q: torch.Tensor, out: to
     return float((out.double() - expected).norm() / expected.norm())
 
 
+@pytest.fixture
+def _specialized(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tree of which some tile shares a round of keys gets the specialized kernel."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs Hopper")
+    rule = partial(SpecializedRule, least_shared=0.0, most_masked=1e9, most_parts=99)
+    monkeypatch.setattr("frtool.kernels.triton_tree.SpecializedRule", rule)
+
+
 def check(seed: int, *, group: int = 4, most_queries: int = 1, options: dict[str, Any] | None = None, **pool: Any):
     from frtool.kernels.triton_tree import plan_triton
 
@@ -82,7 +93,7 @@ def check(seed: int, *, group: int = 4, most_queries: int = 1, options: dict[str
     q = torch.randn(sum(q_lens), heads, allocator.head_dim, device="cuda").to(allocator.dtype)
     poison(allocator, ids)
     plan = plan_triton(allocator, plan_tree(allocator, ids, q_lens))
-    launch = plan.launch_for(heads, rule=rules(seed))
+    launch = plan.launch_for(heads, rule=rules(seed), windowed=options.get("window") is not None)
     launch.partial.fill_(torch.nan)
     launch.partial_lse.fill_(torch.nan)
     outs = [attend(allocator, plan, q, torch.full_like(q, torch.nan), **options) for _ in range(4)]
@@ -192,6 +203,126 @@ def test_a_captured_graph_of_two_launches_serves_while_branches_grow(monkeypatch
             assert first[70:].isnan().all()
     assert not launch.arrivals.any()
     assert captures <= 3
+
+
+def forks_of_a_prompt(
+    seed: int, *, branches: int = 70, prompt: int = 700, block_size: int = 16, kv_heads: int = 2,
+    dtype: torch.dtype = torch.float16,
+) -> tuple[PhysicalKVAllocator, list[int]]:  # fmt: skip
+    """Branches below a long one, forked anywhere, many of them near its end; what no branch holds is NaN."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    pool = PhysicalKVAllocator(branches * (prompt // block_size + 9), block_size, kv_heads, 128, "cuda", 1, dtype)
+    ids = [pool.alloc_branch(prompt).branch_id]
+    while len(ids) < branches:
+        parent = rng.choice(ids[: rng.choice([1, 3, 99])])
+        position = rng.randint(pool.length(parent) - rng.choice([0, 9, 90]), pool.length(parent))
+        ids.append(pool.alloc_branch(position + rng.randint(1, 90), parent, position).branch_id)
+    rng.shuffle(ids)
+    pool.kv_cache.normal_()
+    poison(pool, ids)
+    return pool, ids
+
+
+@pytest.mark.usefixtures("_specialized")
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("dtype", "group", "block_size", "kv_heads", "branches", "options"),
+    [
+        pytest.param(torch.float16, 4, 16, 8, 70, {}, id="fp16"),
+        pytest.param(torch.bfloat16, 4, 16, 2, 70, {}, id="bf16"),
+        pytest.param(torch.float16, 7, 64, 1, 20, {}, id="odd-group"),
+        pytest.param(torch.float16, 2, 48, 3, 200, {}, id="block-of-three-entries"),
+        pytest.param(torch.float16, 3, 128, 2, 200, {"softcap": 5.0}, id="softcap"),
+        pytest.param(torch.bfloat16, 4, 32, 2, 33, {"sinks": True}, id="sinks"),
+        pytest.param(torch.float16, 5, 16, 2, 70, {"softcap": 5.0, "sinks": True, "scale": -0.3}, id="all"),
+    ],
+)
+def test_the_specialized_kernel_matches_the_reference(
+    seed: int, dtype: torch.dtype, group: int, block_size: int, kv_heads: int, branches: int, options: dict[str, Any]
+) -> None:
+    from frtool.kernels.triton_tree import plan_triton
+
+    pool, ids = forks_of_a_prompt(seed, branches=branches, block_size=block_size, kv_heads=kv_heads, dtype=dtype)
+    heads = kv_heads * group
+    if options.get("sinks"):
+        options = {**options, "sinks": torch.randn(heads, device="cuda")}
+    q = torch.randn(branches + 2, heads, 128, device="cuda").to(dtype)
+    plan = plan_triton(pool, plan_tree(pool, ids))
+    launch = plan.launch_for(heads)
+    assert launch.specialized
+    launch.partial.fill_(torch.nan)
+    launch.partial_lse.fill_(torch.nan)
+    outs = [attend(pool, plan, q, torch.full_like(q, torch.nan), **options) for _ in range(4)]
+    assert all(torch.equal(outs[0][:branches], out[:branches]) for out in outs[1:]), "not bit-identical"
+    assert outs[0][branches:].isnan().all(), "rows after the last query are left alone"
+    assert not launch.arrivals.any()
+    ones = [1] * branches
+    assert error(pool, ids, ones, q[:branches], outs[0][:branches], **options) < TOLERANCE[dtype]
+    window = attend(pool, plan, q, torch.full_like(q, torch.nan), **{**options, "window": 90})
+    assert error(pool, ids, ones, q[:branches], window[:branches], **{**options, "window": 90}) < TOLERANCE[dtype]
+
+
+@pytest.mark.usefixtures("_specialized")
+def test_a_captured_graph_of_the_specialized_kernel_serves_while_branches_grow() -> None:
+    from frtool.kernels.triton_tree import plan_triton
+
+    pool, ids = forks_of_a_prompt(3, prompt=2000)
+    pool.kv_cache.normal_()
+    q = torch.randn(80, 8, 128, device="cuda", dtype=torch.float16)
+    out = torch.full_like(q, torch.nan)
+    plan = plan_triton(pool, plan_tree(pool, ids))
+    launch = plan.launch_for(8)
+    attend(pool, plan, q, out)
+    graph = None
+    captures = 0
+    for step in range(40):
+        pool.append_many(ids, [1] * len(ids))
+        if step == 20:
+            pool.free_branch(ids.pop())
+            ids.append(pool.fork(ids[0]).branch_id)
+        if not plan.update(plan_tree(pool, ids)) or graph is None:
+            captures += 1
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                attend(pool, plan, q, out)
+        assert launch.specialized
+        out.fill_(torch.nan)
+        graph.replay()
+        first = out.clone()
+        graph.replay()
+        assert torch.equal(first[:70], out[:70])
+        if step % 8 == 5:
+            assert error(pool, ids, [1] * 70, q[:70], first[:70]) < 1e-3
+            assert first[70:].isnan().all()
+    assert not launch.arrivals.any()
+    assert captures <= 3
+
+
+@pytest.mark.usefixtures("_specialized")
+@pytest.mark.slow
+def test_a_thousand_random_plans_of_the_specialized_kernel() -> None:
+    from frtool.kernels.triton_tree import plan_triton
+
+    taken = 0
+    for seed in range(50):
+        pool, ids = forks_of_a_prompt(seed, prompt=(300, 1500)[seed % 2])
+        pool.kv_cache.normal_()
+        rng = random.Random(seed)
+        q = torch.randn(len(ids), 8, 128, device="cuda", dtype=torch.float16)
+        expected = torch.empty(q.shape, dtype=torch.float64, device="cuda")
+        attend_reference(
+            q.double(), pool, ReferencePlan(plan_tree(pool, ids)), layer=0, scale=128**-0.5, window=None, softcap=None,
+            sinks=None, out=expected, dtype=torch.float64,
+        )  # fmt: skip
+        for trial in range(20):
+            rows = rng.sample(range(len(ids)), rng.randint(1, len(ids)))
+            plan = plan_triton(pool, plan_tree(pool, [ids[i] for i in rows]))
+            taken += plan.launch_for(8).specialized
+            out = attend(pool, plan, q[rows], torch.full_like(q[rows], torch.nan))
+            wanted = expected[rows]
+            assert float((out.double() - wanted).norm() / wanted.norm()) < 1e-3, (seed, trial)
+    assert taken > 900
 
 
 @pytest.mark.parametrize("branches", [5, 90])

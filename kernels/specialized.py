@@ -1,0 +1,269 @@
+"""A tree of branches, one query each, to the items of `specialized_kernel`.
+
+Queries are numbered depth first and cut into tiles of 128 rows. Of a tile, keys that all its queries see are shared:
+they are read once for all rows and need no mask. The others are masked, in a list for each half of the tile whose
+queries see any of them. Both lists are cut into rounds of 64 keys, and a tile into parts until they fill the machine.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from .cost import TileShape, shared_load
+from .plan import TreePlan
+from .schedule import Same, Schedule, below, count_from, only_longer, pairs_of, spans_of
+
+KEYS = 64
+ROWS = 128
+ITEM_FIELDS = 16
+OWN = 3
+"""See `specialized_kernel.FIELDS`."""
+WHOLE, PLAIN = 1 << 29, 1 << 30
+"""In the mark of a round's first entry: all its entries are whole; and they have the same owners. The other fields of a
+mark are as in `schedule`."""
+_NOWHERE = 1 << 30
+"""A position that no branch reaches: of entries that fill a list up to whole rounds."""
+_MOST_PARTS = 16
+_WORTH_SPREADING = 3
+"""Masked rounds more than shared ones, of a part."""
+_EACH = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class SpecializedRule:
+    """Microseconds, fitted on an H200."""
+
+    multiprocessors: int
+    round: float = 1.15
+    item: float = 7.0
+    """What a part costs whatever it reads."""
+    merge: float = 1.0
+    """Another part of a tile that the last one merges."""
+    least_shared: float = 16.0
+    """Rounds that a tile shares at least, on average."""
+    most_masked: float = 4.0
+    """Rounds of masked keys to one of shared keys, at most."""
+    most_parts: int = 2
+    """Of a tile: where it takes more to fill the machine, `tree_kernel` is faster."""
+
+    def item_capacity(self, items: int, heads: int) -> int:
+        """Room for so many items and some more: up to a program a multiprocessor, idle ones cost nothing."""
+        return max(self.multiprocessors // heads, items + items // 4 if items * heads > self.multiprocessors else items)
+
+
+def tile_queries(group_pad: int) -> int:
+    """Query tokens of a tile, for so many rows a query."""
+    return ROWS // group_pad
+
+
+def entry_size(block_size: int) -> int:
+    """Tokens of an entry: the largest part of a block that fills a round with others of its size. Under 16 the kernel
+    has no room for the marks of a round."""
+    return math.gcd(block_size, KEYS)
+
+
+def schedule_specialized(
+    tree: TreePlan, entry: int, group_pad: int, heads: int, rule: SpecializedRule, *, stays: bool = False
+) -> Schedule | None:
+    """None where a branch has several queries, where one ends inside an entry that another has more of, or where too
+    little is shared, by itself or beside what is not: half of what it takes else if a tree `stays` with the kernel, as
+    its graphs are captured so."""
+    branches = len(tree.order)
+    if tree.num_queries != branches:
+        return None
+    per_tile = tile_queries(group_pad)
+    tiles = -(-branches // per_tile)
+    slack = 2 if stays else 1
+    least = max(rule.least_shared * tiles / slack, 1)
+    if branches >= per_tile and shared_load(tree, 1, per_tile, 1) < least * KEYS / 2:  # by far too little, soon told
+        return None
+    pairs = pairs_of(Same(tree.node_lo), Same(tree.node_hi), None, branches, TileShape(per_tile, 1, KEYS, KEYS, entry))
+    lengths = tree.lengths[tree.order].astype(np.int64)
+    split = tree.block_size // entry
+    start = tree.node_start.astype(np.int64)[pairs.node] * split
+    stop = tree.node_stop.astype(np.int64)[pairs.node] * split
+    seen = below(np.minimum, lengths, pairs.spans)[pairs.node] // entry
+    full_of_all = np.minimum(np.maximum(seen - start, 0), stop - start)
+
+    # Tile after tile; of each, shared entries up to whole rounds, from the front.
+    step = KEYS // entry
+    by_tile = pairs.tile.argsort(kind="stable")
+    node, tile, lo, hi = (a[by_tile] for a in (pairs.node, pairs.tile, pairs.lo, pairs.hi))
+    start, stop, full_of_all = start[by_tile], stop[by_tile], full_of_all[by_tile]
+    full = full_of_all * pairs.covers[by_tile]
+    total = np.bincount(tile, full, tiles).astype(np.int64)
+    before = full.cumsum() - full - (total.cumsum() - total)[tile]
+    rounds = total // step
+    sharing = int(rounds.sum())
+    if sharing < least:
+        return None
+    shared = np.minimum(np.maximum(rounds[tile] * step - before, 0), full)
+
+    # Runs of entries: of a pair its shared ones; then, in each half that sees it, what is left, whole rounds first;
+    # entries of no owner fill each half's list up to whole rounds.
+    left = stop - start - shared
+    aligned = np.maximum(full_of_all - shared, 0) // step * step
+    middle = tile * per_tile + per_tile // 2
+    sees = np.array([lo < middle, hi > middle])
+    whole, rest = sees * aligned, sees * (left - aligned)
+    held = np.array([np.bincount(tile, entries, tiles) for entries in whole + rest]).astype(np.int64)
+    masked = -(-held // step)
+    if int(masked.sum()) > slack * rule.most_masked * sharing:
+        return None
+    items, order_of_rounds, slots = _items(rounds.tobytes(), masked.tobytes(), branches, per_tile, step, heads, rule)
+    if items[:, 11].max() > slack * rule.most_parts:
+        return None
+    numbers = np.arange(tiles)
+    place = np.concatenate([*(tile * 5 + i for i in (0, 1, 3, 2, 4)), numbers * 5 + 2, numbers * 5 + 4])
+    count = np.concatenate([shared, *whole, *rest, *(masked * step - held)])
+    some = count.nonzero()[0]
+    some = some[place[some].argsort(kind="stable")]
+    kind, of = np.divmod(some, len(tile))
+    fillers = (kind > 4).nonzero()[0]
+    of[fillers] = 0
+    first = start[of] + (kind > 0) * shared[of] + (kind > 2) * aligned[of]
+    owners = lo[of] - tile[of] * per_tile | hi[of] - lo[of] << 8
+    owners[fillers] = 0
+
+    number, run, filler = _layout(count[some].tobytes(), fillers.tobytes(), Same(order_of_rounds), step)
+    index = first[run] + number
+    run_node = node[of][run]
+    index[filler] = 0
+    row = (tree.order[tree.node_lo] * tree.tables.shape[1]).astype(np.int64)[run_node]
+    if split == 1:
+        blocks = tree.tables.ravel().take(row + index)
+    else:
+        blocks = tree.tables.ravel().take(row + index // split) * split + index % split
+    position = index * entry
+    position[filler] = _NOWHERE
+    mark = _held(owners[run] | position << 32, position, tree, pairs.spans, run_node, entry)
+    if mark is None:
+        return None
+    return Schedule(
+        items, blocks.astype(np.int32, copy=False), mark, run_node, _EACH, tree.order.astype(np.int32, copy=False),
+        (lengths - 1).astype(np.int32), 2 * tiles, slots,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def _layout(counts: bytes, fillers: bytes, order: Same, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of all entries, in the order in which rounds of `step` are read: the number in its run, and which run that is;
+    and which of them are in the runs `fillers`. counts, fillers: int64."""
+    count = np.frombuffer(counts, np.int64)
+    stops = count.cumsum()
+    number = np.arange(stops[-1]).reshape(-1, step)[order.array].ravel()
+    run = np.arange(len(count)).repeat(count)[number]
+    filler = np.isin(run, np.frombuffer(fillers, np.int64)).nonzero()[0]
+    return number - (stops - count)[run], run, filler
+
+
+def grown_specialized(schedule: Schedule, before: TreePlan, tree: TreePlan, entry: int) -> Schedule | None:
+    """As `schedule.grown`."""
+    if not only_longer(before, tree):
+        return None
+    spans = spans_of(tree.node_lo, tree.node_hi, len(tree.order))
+    rest = schedule.entry_mark & ~0xFFFF0000
+    mark = _held(rest, rest >> 32, tree, spans, schedule.run_node, entry)
+    if mark is None:
+        return None
+    return replace(schedule, entry_mark=mark, query_pos=tree.lengths[tree.order] - 1)
+
+
+def _held(
+    mark: np.ndarray, position: np.ndarray, tree: TreePlan, spans: tuple[np.ndarray, np.ndarray, np.ndarray],
+    node: np.ndarray, entry: int,
+) -> np.ndarray | None:  # fmt: skip
+    """`mark` of entries of these nodes, from these positions on, with their tokens, and in the first of each round that
+    is so `WHOLE` and `PLAIN`. None where a query sees fewer keys of a node than another below it."""
+    lengths = tree.lengths[tree.order].astype(np.int64)
+    stop = tree.node_stop.astype(np.int64) * tree.block_size
+    most, fewest = (np.minimum(below(of_two, lengths, spans), stop) for of_two in (np.maximum, np.minimum))
+    if not np.array_equal(most, fewest):
+        return None
+    tokens = np.minimum(np.maximum(most[node] - position, 0), entry)
+    owners = (mark & 0xFFFF).reshape(-1, KEYS // entry)
+    whole = (tokens == entry).reshape(owners.shape).all(axis=1)
+    plain = whole & (owners == owners[:, :1]).all(axis=1)
+    mark |= tokens << 16
+    mark[:: owners.shape[1]] |= whole * WHOLE | plain * PLAIN
+    return mark
+
+
+@lru_cache(maxsize=4)
+def _items(
+    shared_rounds: bytes, masked_rounds: bytes, queries: int, per_tile: int, step: int, heads: int,
+    rule: SpecializedRule,
+) -> tuple[np.ndarray, np.ndarray, int]:  # fmt: skip
+    """int32 `[items, ITEM_FIELDS]`, the longest first; which rounds, of those tile after tile, they read one after the
+    other; the number of slots. None of it is written to. Rounds of each list, int64: shared `[tiles]`, masked
+    `[2, tiles]`."""
+    shared = np.frombuffer(shared_rounds, np.int64)
+    masked = np.frombuffer(masked_rounds, np.int64).reshape(2, -1)
+    both = masked.sum(axis=0)
+    # Masked rounds beyond what one group of warps does while two do the shared ones are done by all three.
+    length = np.maximum(shared, np.minimum(both, (2 * shared + both) // 3 + 1))
+    parts = _parts(length, heads, rule)
+    spread = both - shared >= _WORTH_SPREADING * parts
+    by_length = (-length / parts).argsort(kind="stable")
+    tile = by_length.repeat(parts[by_length])
+    part = count_from(0, parts[by_length])
+    k = parts[tile]
+    # Of each list the rounds from one edge to the other. Masked ones are cut half by half only to be spread.
+    edges = np.array([part, part + 1])
+    shared_at = shared[tile] * edges // k
+    masked_at = both[tile] * edges // k
+    lower, upper = masked[:, tile]
+    lower_at = np.where(spread[tile], lower * edges // k, np.minimum(masked_at, lower))
+    upper_at = np.where(spread[tile], upper * edges // k, np.maximum(masked_at - lower, 0))
+    rounds, low, high = (at[1] - at[0] for at in (shared_at, lower_at, upper_at))
+    own = np.minimum(np.minimum(low, high), np.maximum(low + high - rounds + 1, 0) // 3) * spread[tile]
+
+    total = rounds + low + high
+    begin = total.cumsum() - total
+    of_tile = shared + both
+    base = (of_tile.cumsum() - of_tile)[tile]
+    lower_at, upper_at = lower_at[0] + base + shared[tile], upper_at[0] + base + shared[tile] + lower
+    order = np.empty(int(total.sum()), np.int64)
+    at = begin
+    lists = ((shared_at[0] + base, rounds, 1), (lower_at, own, 2), (upper_at, own, 2), (lower_at + own, low - own, 1),
+             (upper_at + own, high - own, 1))  # fmt: skip
+    for number, (first, count, step_of) in enumerate(lists):
+        if number == 2:
+            at = begin + rounds + 1
+        order[count_from(0, count) * step_of + at.repeat(count)] = count_from(first, count)
+        at = begin + rounds + 2 * own if number == 2 else at + count * step_of
+    items = np.zeros((len(tile), ITEM_FIELDS), np.int32)
+    items[:, 0] = 1
+    items[:, 1] = begin * step
+    items[:, 2] = rounds
+    items[:, OWN] = own
+    items[:, 4] = (begin + rounds + 2 * own) * step
+    items[:, 5] = low - own
+    items[:, 6] = high - own
+    items[:, 7] = tile * per_tile
+    items[:, 8] = np.minimum(queries - tile * per_tile, per_tile)
+    items[:, 9] = tile
+    items[:, 10] = part
+    items[:, 11] = k
+    items[:, 12] = (parts.cumsum() - parts)[tile]
+    return items, order, int(parts.sum())
+
+
+def _parts(length: np.ndarray, heads: int, rule: SpecializedRule) -> np.ndarray:
+    """Into how many parts each tile is cut: as finishes first."""
+    best, least = np.ones_like(length), math.inf
+    longest = int(length.max())
+    for pieces in range(1, min(longest, _MOST_PARTS) + 1):
+        chunk = -(-longest // pieces)
+        parts = np.maximum(-(-length // chunk), 1)
+        programs = int(parts.sum()) * heads
+        waves = -(-programs // rule.multiprocessors)
+        work = float((rule.item * parts + rule.round * length).sum()) * heads / programs
+        time = max(waves * work, rule.item + rule.round * chunk) + rule.merge * (pieces - 1)
+        if time < least:
+            best, least = parts, time
+    return best

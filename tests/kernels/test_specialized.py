@@ -1,0 +1,200 @@
+"""Items of the specialized kernel: every key that a query may see is read for it once, whatever the tree."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from frtool.bench.attention_cases import build_case, shared_prompt_case
+from frtool.kernels.allocator import PhysicalKVAllocator
+from frtool.kernels.plan import TreePlan, plan_tree
+from frtool.kernels.schedule import Schedule
+from frtool.kernels.specialized import (
+    KEYS,
+    PLAIN,
+    WHOLE,
+    SpecializedRule,
+    entry_size,
+    grown_specialized,
+    schedule_specialized,
+    tile_queries,
+)
+
+ANY = SpecializedRule(132, least_shared=0.0, most_masked=1e9, most_parts=99)
+"""Takes every tree of which some tile shares a round."""
+
+
+def forks_of_a_prompt(seed: int, block_size: int, least: int = 1) -> tuple[PhysicalKVAllocator, list[int]]:
+    """Branches below a few long ones, forked anywhere, many of them near the end, with `least` to 50 tokens more."""
+    rng = random.Random(seed)
+    pool = PhysicalKVAllocator(2000, block_size, 1, 1)
+    ids = [pool.alloc_branch(rng.randint(1, 700)).branch_id for _ in range(rng.randint(1, 2))]
+    for _ in range(rng.choice([2, 20, 70])):
+        parent = rng.choice(ids[: rng.choice([1, 2, 99])])
+        length = pool.length(parent)
+        position = rng.randint(max(1, length - rng.choice([0, 9, 700])), length)
+        ids.append(pool.alloc_branch(position + rng.randint(least, 50), parent, position).branch_id)
+    rng.shuffle(ids)
+    return pool, ids
+
+
+def reads(tree: TreePlan, schedule: Schedule, entry: int, group_pad: int) -> np.ndarray:
+    """int `[T, slots]`: how often each query, by its row of q, is given each slot of the pool."""
+    count = np.zeros((tree.num_queries, (int(tree.tables.max()) + 1) * tree.block_size), np.int64)
+    step = KEYS // entry
+    for item in schedule.items.tolist():
+        live, first, shared, own, masked, lower, upper, query0, queries = item[:9]
+        assert live == 1
+        assert shared + own + lower + upper > 0
+        for local in range(queries):
+            query, half = query0 + local, local >= tile_queries(group_pad) // 2
+            row = schedule.query_token[query]
+            for at in range(first, first + shared * step):
+                slot = int(schedule.entry_block[at]) * entry
+                count[row, slot : slot + entry] += 1
+            # Every other round behind the shared ones is its half's, and one stretch of the other ring.
+            rounds = [first + (shared + 2 * i + half) * step for i in range(own)]
+            rounds += [masked + (lower * half + i) * step for i in range(upper if half else lower)]
+            for begin in rounds:
+                plain, whole = (int(schedule.entry_mark[begin]) & flag > 0 for flag in (PLAIN, WHOLE))
+                owned = []
+                for at in range(begin, begin + step):
+                    mark = int(schedule.entry_mark[at])
+                    owned.append(mark & 255 <= local < (mark & 255) + (mark >> 8 & 255))
+                    held = mark >> 16 & 0x1FFF
+                    seen = held * owned[-1]
+                    assert held == entry or not (whole or plain)
+                    slot = int(schedule.entry_block[at]) * entry
+                    count[row, slot : slot + seen] += 1
+                assert not plain or len(set(owned)) == 1
+    return count
+
+
+def expected_reads(tree: TreePlan) -> np.ndarray:
+    count = np.zeros((tree.num_queries, (int(tree.tables.max()) + 1) * tree.block_size), np.int64)
+    for branch, length in enumerate(tree.lengths):
+        seen = np.arange(length)
+        count[branch, tree.tables[branch][seen // tree.block_size] * tree.block_size + seen % tree.block_size] = 1
+    return count
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 10**6), st.sampled_from([16, 32, 48, 64, 128]), st.sampled_from([2, 4, 8]), st.sampled_from([1, 8]),
+    st.sampled_from([ANY, replace(ANY, multiprocessors=4), replace(ANY, item=0.1, merge=0.1)]),
+)  # fmt: skip
+def test_every_visible_key_is_read_once(
+    seed: int, block_size: int, group_pad: int, heads: int, rule: SpecializedRule
+) -> None:
+    tree = plan_tree(*forks_of_a_prompt(seed, block_size))
+    entry = entry_size(block_size)
+    schedule = schedule_specialized(tree, entry, group_pad, heads, rule)
+    if schedule is not None:
+        assert np.array_equal(reads(tree, schedule, entry, group_pad), expected_reads(tree))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10**6), st.sampled_from([ANY, replace(ANY, item=0.1, merge=0.1)]))
+def test_parts_of_a_tile_follow_each_other_and_have_slots_of_their_own(seed: int, rule: SpecializedRule) -> None:
+    schedule = schedule_specialized(plan_tree(*forks_of_a_prompt(seed, 16)), 16, 4, 8, rule)
+    if schedule is None:
+        return
+    slots = []
+    next_part: dict[int, int] = {}
+    for tile, part, parts, slot0 in schedule.items[:, 9:13].tolist():
+        assert part == next_part.get(tile, 0), "the last part waits for those before it, which must have been started"
+        assert part < parts
+        next_part[tile] = part + 1
+        slots.append(slot0 + part)
+        assert 2 * tile + 1 < schedule.num_groups
+    assert sorted(slots) == list(range(schedule.num_slots))
+
+
+def test_growth_inside_the_last_blocks_needs_no_new_schedule() -> None:
+    pool, ids = forks_of_a_prompt(5, 32)
+    tree = plan_tree(pool, ids)
+    schedule = schedule_specialized(tree, 32, 4, 8, ANY)
+    assert schedule is not None
+    kept = 0
+    for _ in range(12):
+        pool.append_many(ids, [1] * len(ids))
+        before, tree = tree, plan_tree(pool, ids)
+        follower = grown_specialized(schedule, before, tree, 32)
+        kept += follower is not None
+        schedule = follower or schedule_specialized(tree, 32, 4, 8, ANY)
+        assert schedule is not None
+        assert np.array_equal(reads(tree, schedule, 32, 4), expected_reads(tree))
+    assert 0 < kept < 12
+
+
+def test_a_prompt_of_many_branches_fills_the_machine_once() -> None:
+    pool, ids = build_case(
+        shared_prompt_case(256, 2048, 64),
+        kv_heads=1,
+        head_dim=1,
+        block_size=16,
+        layers=1,
+        device="cpu",
+        dtype=torch.float32,
+    )
+    schedule = schedule_specialized(plan_tree(pool, ids), 16, 4, 8, SpecializedRule(132))
+    assert schedule is not None
+    assert len(schedule.items) * 8 <= 132
+    assert set(schedule.items[:, 2]) == {16}
+    assert set(schedule.items[:, 5] + schedule.items[:, 6]) == {16}
+
+
+def test_masked_rounds_that_outnumber_shared_ones_are_spread_over_all_warps() -> None:
+    pool, ids = build_case(
+        shared_prompt_case(256, 512, 256), kv_heads=1, head_dim=1, block_size=16, layers=1, device="cpu",
+        dtype=torch.float32,
+    )  # fmt: skip
+    tree = plan_tree(pool, ids)
+    schedule = schedule_specialized(tree, 16, 4, 8, ANY)
+    assert schedule is not None
+    assert np.array_equal(reads(tree, schedule, 16, 4), expected_reads(tree))
+    _, _, shared, own, _, lower, upper = schedule.items[:, :7].T
+    assert (own > 0).all()
+    assert (abs(shared + own - lower - upper) <= 3).all()
+
+
+def test_trees_that_share_little_or_ask_with_several_tokens_are_left_to_the_other_kernel(
+    random_forest: Callable[..., Any],
+) -> None:
+    pool, ids = forks_of_a_prompt(5, 16)
+    assert schedule_specialized(plan_tree(pool, ids), 16, 4, 8, ANY) is not None
+    assert schedule_specialized(plan_tree(pool, ids), 16, 4, 8, replace(ANY, least_shared=1e9)) is None
+    assert schedule_specialized(plan_tree(pool, ids), 16, 4, 8, replace(ANY, most_masked=0.0)) is None
+    assert schedule_specialized(plan_tree(pool, ids), 16, 4, 8, replace(ANY, most_parts=0)) is None
+    several = [min(2, pool.length(i)) for i in ids]
+    assert schedule_specialized(plan_tree(pool, ids, several), 16, 4, 8, ANY) is None
+
+
+def test_a_branch_that_ends_inside_an_entry_of_another_leaves_a_tree_to_the_other_kernel() -> None:
+    pool = PhysicalKVAllocator(100, 16, 1, 1)
+    prompt = pool.alloc_branch(300)
+    ids = [prompt.branch_id, *(pool.alloc_branch(320, prompt.branch_id, 300).branch_id for _ in range(8))]
+    tree = plan_tree(pool, ids)
+    schedule = schedule_specialized(tree, 16, 4, 8, ANY)
+    assert schedule is not None
+    assert np.array_equal(reads(tree, schedule, 16, 4), expected_reads(tree))
+    ids.append(pool.fork(prompt.branch_id, 294).branch_id)
+    assert schedule_specialized(plan_tree(pool, ids), 16, 4, 8, ANY) is None
+
+
+def test_a_tree_stays_until_it_has_lost_half_of_what_it_shares() -> None:
+    pool, ids = forks_of_a_prompt(5, 16)
+    tree = plan_tree(pool, ids)
+    schedule = schedule_specialized(tree, 16, 4, 8, ANY)
+    assert schedule is not None
+    shared = int((schedule.items[:, 2] * (schedule.items[:, 0] > 0)).sum())
+    rule = replace(ANY, least_shared=1.5 * shared / (schedule.items[:, 9].max() + 1))
+    assert schedule_specialized(tree, 16, 4, 8, rule) is None
+    assert schedule_specialized(tree, 16, 4, 8, rule, stays=True) is not None
