@@ -83,70 +83,86 @@ def schedule_specialized(
         return None
     pairs = pairs_of(Same(tree.node_lo), Same(tree.node_hi), None, branches, TileShape(per_tile, 1, KEYS, KEYS, entry))
     lengths = tree.lengths[tree.order].astype(np.int64)
+    shortest = below(np.minimum, lengths, pairs.spans)
     split = tree.block_size // entry
-    start = tree.node_start.astype(np.int64)[pairs.node] * split
-    stop = tree.node_stop.astype(np.int64)[pairs.node] * split
-    seen = below(np.minimum, lengths, pairs.spans)[pairs.node] // entry
-    full_of_all = np.minimum(np.maximum(seen - start, 0), stop - start)
+    node_start = tree.node_start.astype(np.int64) * split
+    node_count = tree.node_stop * split - node_start
+    seen_by_all = np.minimum(np.maximum(shortest // entry - node_start, 0), node_count)
 
     # Tile after tile; of each, shared entries up to whole rounds, from the front.
     step = KEYS // entry
     by_tile = pairs.tile.argsort(kind="stable")
-    node, tile, lo, hi = (a[by_tile] for a in (pairs.node, pairs.tile, pairs.lo, pairs.hi))
-    start, stop, full_of_all = start[by_tile], stop[by_tile], full_of_all[by_tile]
-    full = full_of_all * pairs.covers[by_tile]
+    node, tile, lo, hi = pairs.node[by_tile], pairs.tile[by_tile], pairs.lo[by_tile], pairs.hi[by_tile]
+    seen = seen_by_all[node]
+    full = seen * pairs.covers[by_tile]
     total = np.bincount(tile, full, tiles).astype(np.int64)
-    before = full.cumsum() - full - (total.cumsum() - total)[tile]
     rounds = total // step
     sharing = int(rounds.sum())
     if sharing < least:
         return None
-    shared = np.minimum(np.maximum(rounds[tile] * step - before, 0), full)
+    after = total.cumsum()[tile] - full.cumsum()
+    shared = np.minimum(np.maximum(full + after - (total - rounds * step)[tile], 0), full)
 
     # Runs of entries: of a pair its shared ones; then, in each half that sees it, what is left, whole rounds first;
     # entries of no owner fill each half's list up to whole rounds.
-    left = stop - start - shared
-    aligned = np.maximum(full_of_all - shared, 0) // step * step
+    pair = len(tile)
+    aligned = np.maximum(seen - shared, 0) // step * step
+    rest = node_count[node] - shared - aligned
     middle = tile * per_tile + per_tile // 2
-    sees = np.array([lo < middle, hi > middle])
-    whole, rest = sees * aligned, sees * (left - aligned)
-    held = np.array([np.bincount(tile, entries, tiles) for entries in whole + rest]).astype(np.int64)
+    count = np.empty(5 * pair + 2 * tiles, np.int64)
+    count[:pair] = shared
+    for i, sees in enumerate((lo < middle, hi > middle)):
+        np.multiply(aligned, sees, out=count[(1 + i) * pair : (2 + i) * pair])
+        np.multiply(rest, sees, out=count[(3 + i) * pair : (4 + i) * pair])
+    both = np.concatenate([tile, tile + tiles])
+    held = np.bincount(np.concatenate([both, both]), count[pair : 5 * pair], 2 * tiles).astype(np.int64)
     masked = -(-held // step)
     if int(masked.sum()) > slack * rule.most_masked * sharing:
         return None
+    np.subtract(masked * step, held, out=count[5 * pair :])
     items, order_of_rounds, slots = _items(rounds.tobytes(), masked.tobytes(), branches, per_tile, step, heads, rule)
     if items[:, 11].max() > slack * rule.most_parts:
         return None
-    numbers = np.arange(tiles)
-    place = np.concatenate([*(tile * 5 + i for i in (0, 1, 3, 2, 4)), numbers * 5 + 2, numbers * 5 + 4])
-    count = np.concatenate([shared, *whole, *rest, *(masked * step - held)])
     some = count.nonzero()[0]
-    some = some[place[some].argsort(kind="stable")]
-    kind, of = np.divmod(some, len(tile))
+    by_place = _places(tile.tobytes(), tiles)[some].argsort(kind="stable")
+    some = some[by_place]
+    kind, of = np.divmod(some, pair)
     fillers = (kind > 4).nonzero()[0]
     of[fillers] = 0
-    first = start[of] + (kind > 0) * shared[of] + (kind > 2) * aligned[of]
+    of_node = node[of]
+    first = node_start[of_node] + (kind > 0) * shared[of] + (kind > 2) * aligned[of]
     owners = lo[of] - tile[of] * per_tile | hi[of] - lo[of] << 8
     owners[fillers] = 0
 
     number, run, filler = _layout(count[some].tobytes(), fillers.tobytes(), Same(order_of_rounds), step)
-    index = first[run] + number
-    run_node = node[of][run]
+    index = first[run]
+    index += number
+    run_node = of_node[run]
     index[filler] = 0
-    row = (tree.order[tree.node_lo] * tree.tables.shape[1]).astype(np.int64)[run_node]
+    row = (tree.order[tree.node_lo] * tree.tables.shape[1]).astype(np.int64)[of_node][run]
     if split == 1:
-        blocks = tree.tables.ravel().take(row + index)
+        row += index
+        blocks = tree.tables.ravel().take(row)
     else:
         blocks = tree.tables.ravel().take(row + index // split) * split + index % split
-    position = index * entry
-    position[filler] = _NOWHERE
-    mark = _held(owners[run] | position << 32, position, tree, pairs.spans, run_node, entry)
+    index *= entry
+    index[filler] = _NOWHERE
+    mark = _held(owners[run], index, tree, shortest, below(np.maximum, lengths, pairs.spans), run_node, entry)
     if mark is None:
         return None
     return Schedule(
         items, blocks.astype(np.int32, copy=False), mark, run_node, _EACH, tree.order.astype(np.int32, copy=False),
         (lengths - 1).astype(np.int32), 2 * tiles, slots,
     )  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def _places(tile: bytes, tiles: int) -> np.ndarray:
+    """Where in the lists of all tiles a run belongs: of each pair the shared one, those of whole rounds of either half
+    and those of the rest; the fillers of each tile's halves. tile: int64, of each pair."""
+    of_pair = np.frombuffer(tile, np.int64) * 5
+    of_tile = np.arange(0, 5 * tiles, 5)
+    return np.concatenate([*(of_pair + i for i in (0, 1, 3, 2, 4)), of_tile + 2, of_tile + 4])
 
 
 @lru_cache(maxsize=4)
@@ -166,31 +182,39 @@ def grown_specialized(schedule: Schedule, before: TreePlan, tree: TreePlan, entr
     if not only_longer(before, tree):
         return None
     spans = spans_of(tree.node_lo, tree.node_hi, len(tree.order))
-    rest = schedule.entry_mark & ~0xFFFF0000
-    mark = _held(rest, rest >> 32, tree, spans, schedule.run_node, entry)
-    if mark is None:
-        return None
-    return replace(schedule, entry_mark=mark, query_pos=tree.lengths[tree.order] - 1)
+    lengths = tree.lengths[tree.order].astype(np.int64)
+    shortest, longest = (below(of_two, lengths, spans) for of_two in (np.minimum, np.maximum))
+    owners, position = schedule.entry_mark & 0xFFFF, schedule.entry_mark >> 32
+    mark = _held(owners, position, tree, shortest, longest, schedule.run_node, entry)
+    return None if mark is None else replace(schedule, entry_mark=mark, query_pos=tree.lengths[tree.order] - 1)
 
 
 def _held(
-    mark: np.ndarray, position: np.ndarray, tree: TreePlan, spans: tuple[np.ndarray, np.ndarray, np.ndarray],
+    owners: np.ndarray, position: np.ndarray, tree: TreePlan, shortest: np.ndarray, longest: np.ndarray,
     node: np.ndarray, entry: int,
 ) -> np.ndarray | None:  # fmt: skip
-    """`mark` of entries of these nodes, from these positions on, with their tokens, and in the first of each round that
-    is so `WHOLE` and `PLAIN`. None where a query sees fewer keys of a node than another below it."""
-    lengths = tree.lengths[tree.order].astype(np.int64)
+    """Marks of entries of these nodes, from these positions on; in the first of each round that is so `WHOLE` and
+    `PLAIN`. shortest, longest: lengths of the branches below each node. None where one sees less of it than another."""
     stop = tree.node_stop.astype(np.int64) * tree.block_size
-    most, fewest = (np.minimum(below(of_two, lengths, spans), stop) for of_two in (np.maximum, np.minimum))
-    if not np.array_equal(most, fewest):
+    most = np.minimum(longest, stop)
+    if not np.array_equal(most, np.minimum(shortest, stop)):
         return None
-    tokens = np.minimum(np.maximum(most[node] - position, 0), entry)
-    owners = (mark & 0xFFFF).reshape(-1, KEYS // entry)
-    whole = (tokens == entry).reshape(owners.shape).all(axis=1)
-    plain = whole & (owners == owners[:, :1]).all(axis=1)
-    mark |= tokens << 16
-    mark[:: owners.shape[1]] |= whole * WHOLE | plain * PLAIN
+    tokens = most[node]
+    tokens -= position
+    np.minimum(np.maximum(tokens, 0, out=tokens), entry, out=tokens)
+    step = KEYS // entry
+    of_round = owners.reshape(-1, step)
+    whole = _all(tokens == entry, step)
+    plain = whole & _all((of_round == of_round[:, :1]).ravel(), step)
+    mark: np.ndarray = owners | tokens << 16 | position << 32
+    mark[::step] |= whole * WHOLE | plain * PLAIN
     return mark
+
+
+def _all(of_each: np.ndarray, step: int) -> np.ndarray:
+    """Whether it is so of each of `step` neighbours: bool."""
+    together: np.ndarray = of_each.view(f"u{step}")
+    return together == int.from_bytes(b"\1" * step, "little")
 
 
 @lru_cache(maxsize=4)

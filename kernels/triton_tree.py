@@ -197,12 +197,12 @@ def attend_triton(
 
 @cache
 def _specialized() -> Any:
-    """`specialized_attention_kernel`; None where this Triton has no Gluon that it is written for."""
-    try:
-        from .specialized_kernel import specialized_attention_kernel
-    except ImportError as error:
-        _LOG.info("no specialized kernel: %s", error)
+    """`specialized_attention_kernel`; None with another Triton than 3.6: what Gluon offers changes with the version."""
+    if not triton.__version__.startswith("3.6."):
+        _LOG.info("the specialized kernel is written for Triton 3.6, not %s", triton.__version__)
         return None
+    from .specialized_kernel import specialized_attention_kernel
+
     return specialized_attention_kernel
 
 

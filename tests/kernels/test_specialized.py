@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from frtool.bench.attention_cases import build_case, shared_prompt_case
 from frtool.kernels.allocator import PhysicalKVAllocator
+from frtool.kernels.cost import CostRule
+from frtool.kernels.launch import Launch
 from frtool.kernels.plan import TreePlan, plan_tree
 from frtool.kernels.schedule import Schedule
 from frtool.kernels.specialized import (
@@ -26,6 +28,7 @@ from frtool.kernels.specialized import (
     schedule_specialized,
     tile_queries,
 )
+from frtool.kernels.tuning import shipped_config
 
 ANY = SpecializedRule(132, least_shared=0.0, most_masked=1e9, most_parts=99)
 """Takes every tree of which some tile shares a round."""
@@ -187,6 +190,30 @@ def test_a_branch_that_ends_inside_an_entry_of_another_leaves_a_tree_to_the_othe
     assert np.array_equal(reads(tree, schedule, 16, 4), expected_reads(tree))
     ids.append(pool.fork(prompt.branch_id, 294).branch_id)
     assert schedule_specialized(plan_tree(pool, ids), 16, 4, 8, ANY) is None
+
+
+def test_graphs_go_stale_where_a_tree_changes_its_kernel() -> None:
+    pool = PhysicalKVAllocator(600, 16, 2, 128, "cpu", 1, torch.float16)
+    prompt = pool.alloc_branch(700)
+    ids = [pool.alloc_branch(720 + i, prompt.branch_id, 700).branch_id for i in range(40)]
+    whole, few = plan_tree(pool, ids), plan_tree(pool, ids[:1])
+    config = shipped_config(torch.float16, 128, None)
+    assert config is not None
+    rule = replace(ANY, multiprocessors=4, least_shared=10.0, most_masked=3.0)
+    launch = Launch(pool, 4, config, CostRule(4), None, rule)
+    launch.load(whole)
+    assert launch.specialized
+    assert launch.partial.shape[1:] == (2, 128, 128)
+    assert launch.load(whole)
+    pool.append_many(ids, [1] * 40)
+    assert launch.load(plan_tree(pool, ids)), "branches that grow inside their last blocks"
+    several = plan_tree(pool, ids, [2] * 40)
+    assert not launch.load(several)
+    assert not launch.specialized
+    assert launch.partial.shape[1:] == (2, 16, 128)
+    assert not launch.load(few)
+    assert launch.specialized
+    assert not launch.load(several)
 
 
 def test_a_tree_stays_until_it_has_lost_half_of_what_it_shares() -> None:
