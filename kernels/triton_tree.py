@@ -209,6 +209,7 @@ def _specialized() -> Any:
 def _can_specialize(pool: PhysicalKVAllocator, group: int) -> bool:
     return (
         _capability(pool.device) == (9, 0)
+        and not interpreting()
         and pool.head_dim == 128
         and pool.dtype != torch.float32
         and 1 < group < 8

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -225,3 +228,28 @@ def test_a_tree_stays_until_it_has_lost_half_of_what_it_shares() -> None:
     rule = replace(ANY, least_shared=1.5 * shared / (schedule.items[:, 9].max() + 1))
     assert schedule_specialized(tree, 16, 4, 8, rule) is None
     assert schedule_specialized(tree, 16, 4, 8, rule, stays=True) is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "can"),
+    [
+        ({}, True), ({"dtype": torch.bfloat16}, True), ({"dtype": torch.float32}, False), ({"head_dim": 64}, False),
+        ({"block_size": 8}, False), ({"group": 8}, False), ({"group": 1}, False), ({"capability": (10, 0)}, False),
+        ({"interprets": True}, False), ({"version": "3.9.0"}, False),
+    ],
+)  # fmt: skip
+def test_the_kernel_is_taken_only_where_it_can_run(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], can: bool
+) -> None:
+    from frtool.kernels import triton_tree
+
+    case = {"dtype": torch.float16, "head_dim": 128, "block_size": 16, "group": 4, "capability": (9, 0)} | changes
+    monkeypatch.setattr(triton_tree, "_capability", lambda _: case["capability"])
+    monkeypatch.setattr(triton_tree, "interpreting", lambda: case.get("interprets", False))
+    monkeypatch.setattr(triton_tree.triton, "__version__", case.get("version", "3.6.0"))
+    kernel = SimpleNamespace(specialized_attention_kernel=object())
+    monkeypatch.setitem(sys.modules, "frtool.kernels.specialized_kernel", kernel)
+    triton_tree._specialized.cache_clear()
+    pool = PhysicalKVAllocator(2, case["block_size"], 1, case["head_dim"], "cpu", 1, case["dtype"])
+    assert triton_tree._can_specialize(pool, case["group"]) is can
+    triton_tree._specialized.cache_clear()
