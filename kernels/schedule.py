@@ -146,7 +146,7 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
     total = tree.num_queries
     asked = None if total == len(order) else tree.q_lens[order].astype(np.int64)
     per_branch = None if asked is None else asked.tobytes()
-    pairs = pairs_of(Same(tree.node_lo), Same(tree.node_hi), per_branch, total, shape)
+    pairs = pairs_of(Same(tree.node_lo), Same(tree.node_hi), per_branch, total, shape.tile_queries, shape.group_queries)
     node_start = tree.node_start.astype(np.int64) * split
     entries = (tree.node_stop * split - node_start)[pairs.node]
     if asked is None:
@@ -268,7 +268,9 @@ def below(of_two: np.ufunc, of_branch: np.ndarray, spans: tuple[np.ndarray, np.n
 
 
 @lru_cache(maxsize=_KEPT)
-def pairs_of(node_lo: Same, node_hi: Same, asked: bytes | None, total: int, shape: TileShape) -> _Pairs:
+def pairs_of(
+    node_lo: Same, node_hi: Same, asked: bytes | None, total: int, tile_queries: int, group_queries: int
+) -> _Pairs:
     """All that a tree has. Its `node_lo` and `node_hi`; int64 `[B]`, depth first, the queries of each branch, None if
     that is one each; how many there are."""
     lo, hi = node_lo.array.astype(np.int64), node_hi.array.astype(np.int64)
@@ -276,7 +278,6 @@ def pairs_of(node_lo: Same, node_hi: Same, asked: bytes | None, total: int, shap
     if asked is not None:
         query = np.append(0, np.frombuffer(asked, np.int64).cumsum())
         lo, hi = query[lo], query[hi]
-    tile_queries, group_queries = shape.tile_queries, shape.group_queries
     first = lo // tile_queries
     tiles = (hi + (tile_queries - 1)) // tile_queries - first
     node = np.arange(len(tiles)).repeat(tiles)

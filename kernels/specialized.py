@@ -13,14 +13,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from .cost import TileShape, shared_load
+from .cost import shared_load
 from .plan import TreePlan
 from .schedule import Same, Schedule, below, count_from, only_longer, pairs_of, spans_of
 
 KEYS = 64
 ROWS = 128
 ITEM_FIELDS = 16
-OWN = 3
+OWN, PARTS = 3, 11
 """See `specialized_kernel.FIELDS`."""
 WHOLE, PLAIN = 1 << 29, 1 << 30
 """In the mark of a round's first entry: all its entries are whole; and they have the same owners. The other fields of a
@@ -30,7 +30,10 @@ _NOWHERE = 1 << 30
 _MOST_PARTS = 16
 _WORTH_SPREADING = 3
 """Masked rounds more than shared ones, of a part."""
+_GROUP_ROWS = 16
+"""Of no matter here: as `tree_kernel` has them beside tiles of as many rows, so that pairs are found once for both."""
 _EACH = np.zeros(0, np.int64)
+"""`Schedule.run_entries` where each entry is a run of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ def schedule_specialized(
     least = max(rule.least_shared * tiles / slack, 1)
     if branches >= per_tile and shared_load(tree, 1, per_tile, 1) < least * KEYS / 2:  # by far too little, soon told
         return None
-    pairs = pairs_of(Same(tree.node_lo), Same(tree.node_hi), None, branches, TileShape(per_tile, 1, KEYS, KEYS, entry))
+    pairs = pairs_of(Same(tree.node_lo), Same(tree.node_hi), None, branches, per_tile, _GROUP_ROWS // group_pad)
     lengths = tree.lengths[tree.order].astype(np.int64)
     shortest = below(np.minimum, lengths, pairs.spans)
     split = tree.block_size // entry
@@ -121,7 +124,7 @@ def schedule_specialized(
         return None
     np.subtract(masked * step, held, out=count[5 * pair :])
     items, order_of_rounds, slots = _items(rounds.tobytes(), masked.tobytes(), branches, per_tile, step, heads, rule)
-    if items[:, 11].max() > slack * rule.most_parts:
+    if items[:, PARTS].max() > slack * rule.most_parts:
         return None
     some = count.nonzero()[0]
     by_place = _places(tile.tobytes(), tiles)[some].argsort(kind="stable")
@@ -251,29 +254,26 @@ def _items(
     of_tile = shared + both
     base = (of_tile.cumsum() - of_tile)[tile]
     lower_at, upper_at = lower_at[0] + base + shared[tile], upper_at[0] + base + shared[tile] + lower
+    own_at = begin + rounds
+    rest_at = own_at + 2 * own
     order = np.empty(int(total.sum()), np.int64)
-    at = begin
-    lists = ((shared_at[0] + base, rounds, 1), (lower_at, own, 2), (upper_at, own, 2), (lower_at + own, low - own, 1),
-             (upper_at + own, high - own, 1))  # fmt: skip
-    for number, (first, count, step_of) in enumerate(lists):
-        if number == 2:
-            at = begin + rounds + 1
-        order[count_from(0, count) * step_of + at.repeat(count)] = count_from(first, count)
-        at = begin + rounds + 2 * own if number == 2 else at + count * step_of
+    # Where the rounds of a list are read, every how many, which they are and how many.
+    for at, every, first, count in (
+        (begin, 1, shared_at[0] + base, rounds),
+        (own_at, 2, lower_at, own),
+        (own_at + 1, 2, upper_at, own),
+        (rest_at, 1, lower_at + own, low - own),
+        (rest_at + low - own, 1, upper_at + own, high - own),
+    ):
+        order[at.repeat(count) + every * count_from(0, count)] = count_from(first, count)
+    query0 = tile * per_tile
+    columns = (
+        1, begin * step, rounds, own, rest_at * step, low - own, high - own, query0,
+        np.minimum(queries - query0, per_tile), tile, part, k, (parts.cumsum() - parts)[tile],
+    )  # fmt: skip
     items = np.zeros((len(tile), ITEM_FIELDS), np.int32)
-    items[:, 0] = 1
-    items[:, 1] = begin * step
-    items[:, 2] = rounds
-    items[:, OWN] = own
-    items[:, 4] = (begin + rounds + 2 * own) * step
-    items[:, 5] = low - own
-    items[:, 6] = high - own
-    items[:, 7] = tile * per_tile
-    items[:, 8] = np.minimum(queries - tile * per_tile, per_tile)
-    items[:, 9] = tile
-    items[:, 10] = part
-    items[:, 11] = k
-    items[:, 12] = (parts.cumsum() - parts)[tile]
+    for field, column in enumerate(columns):
+        items[:, field] = column
     return items, order, int(parts.sum())
 
 

@@ -88,11 +88,13 @@ class TritonPlan:
     def launch_for(
         self, q_heads: int, config: KernelConfig | None = None, rule: CostRule | None = None, *, windowed: bool = False
     ) -> Launch:
-        """The schedule for `q_heads` with or without a sliding window, made at the first call. `config` and `rule`
-        replace those of the tuning table, and are for `tree_kernel`."""
+        """The schedule for `q_heads`, made at the first call; another one with a sliding window where trees may be for
+        `specialized_kernel`, which has none. `config` and `rule` replace those of the tuning table, and are for
+        `tree_kernel`."""
+        group = q_heads // self._allocator.num_kv_heads
+        windowed = windowed and _can_specialize(self._allocator, group)
         launch = self._launches.get((q_heads, windowed))
         if launch is None or config is not None or rule is not None:
-            group = q_heads // self._allocator.num_kv_heads
             if group > _MAX_GROUP:
                 raise ValueError(f"{group} query heads to a kv head is over the kernel's limit of {_MAX_GROUP}")
             if self._allocator.head_dim > 256:
@@ -155,10 +157,11 @@ def attend_triton(
         q, allocator.k_cache[layer], allocator.v_cache[layer], result, launch.partial, launch.partial_lse,
         launch.arrivals, launch.partial_lse if sinks is None else sinks,
     )  # fmt: skip
-    numbers = (
-        *(tables[name] for name in TABLES), q.stride(0), q.stride(1), result.stride(0), result.stride(1),
-        scale, 0.0 if softcap is None else softcap, 0 if window is None else window,
+    reads = tuple(tables[name] for name in TABLES)
+    settings = (
+        q.stride(0), q.stride(1), result.stride(0), result.stride(1), scale, 0.0 if softcap is None else softcap,
     )  # fmt: skip
+    numbers = (*reads, *settings, 0 if window is None else window)
     constants = {
         "HEADS": launch.heads, "GROUP": q_heads // launch.heads, "GROUP_PAD": launch.group_pad, "D": head_dim,
         "D_PAD": padded_head_dim(head_dim), "ENTRY": launch.entry, "GROUP_ROWS": launch.configs[1].group_rows,
@@ -170,7 +173,7 @@ def attend_triton(
         starts_early = programs <= early
         _specialized()[(programs,)](
             q, *_descriptors(arguments[1], arguments[2], launch.entry), *arguments[3:], tables["items"],
-            *numbers[: len(TABLES) - 1], *numbers[len(TABLES) : -1], KEYS=KEYS, SHARED_STAGES=3, MASKED_STAGES=2,
+            *reads[: TABLES.index("query_pos")], *settings, KEYS=KEYS, SHARED_STAGES=3, MASKED_STAGES=2,
             HAS_OWN=launch.spreads, EARLY=starts_early, num_warps=4, launch_pdl=starts_early,
             **{name: constants[name] for name in _SPECIALIZED_CONSTANTS},
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -166,20 +167,12 @@ def test_a_captured_graph_serves_while_branches_grow_fork_and_die() -> None:
     assert captures <= 3
 
 
-def test_a_captured_graph_of_two_launches_serves_while_branches_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    from frtool.kernels import triton_tree
-
-    monkeypatch.setattr(triton_tree, "_LEAST_APART", 0.0)
-    torch.manual_seed(0)
-    pool = PhysicalKVAllocator(900, 16, 2, 128, "cuda", 1, torch.float16)
-    pool.kv_cache.normal_()
-    root = pool.alloc_branch(330)
-    ids = [pool.alloc_branch(370 + i, root.branch_id, 330 - i % 2).branch_id for i in range(70)]
+def replay_while_branches_grow(
+    pool: PhysicalKVAllocator, ids: list[int], plan: Any, launch: Any, holds: Callable[[], bool]
+) -> None:
+    """Forty steps of 70 branches, of which one dies and another is forked, with three captures at most."""
     q = torch.randn(80, 8, 128, device="cuda", dtype=torch.float16)
     out = torch.full_like(q, torch.nan)
-    plan = triton_tree.plan_triton(pool, plan_tree(pool, ids))
-    rule = CostRule(4, item=0.001, piece=0.001, narrow_key=0.02, masked_key=1.0, own_run=10**6, wide_items=3)
-    launch = plan.launch_for(8, rule=rule)
     attend(pool, plan, q, out)
     graph = None
     captures = 0
@@ -193,11 +186,10 @@ def test_a_captured_graph_of_two_launches_serves_while_branches_grow(monkeypatch
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 attend(pool, plan, q, out)
-        assert launch.apart
-        assert launch.tables["wide_count"][0] > 0
+        assert holds()
         out.fill_(torch.nan)
         graph.replay()
-        first = out.clone()  # right behind: what follows must find both launches finished
+        first = out.clone()  # right behind: what follows must find all launches finished
         graph.replay()
         assert torch.equal(first[:70], out[:70])
         if step % 8 == 5:
@@ -205,6 +197,21 @@ def test_a_captured_graph_of_two_launches_serves_while_branches_grow(monkeypatch
             assert first[70:].isnan().all()
     assert not launch.arrivals.any()
     assert captures <= 3
+
+
+def test_a_captured_graph_of_two_launches_serves_while_branches_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    from frtool.kernels import triton_tree
+
+    monkeypatch.setattr(triton_tree, "_LEAST_APART", 0.0)
+    torch.manual_seed(0)
+    pool = PhysicalKVAllocator(900, 16, 2, 128, "cuda", 1, torch.float16)
+    pool.kv_cache.normal_()
+    root = pool.alloc_branch(330)
+    ids = [pool.alloc_branch(370 + i, root.branch_id, 330 - i % 2).branch_id for i in range(70)]
+    plan = triton_tree.plan_triton(pool, plan_tree(pool, ids))
+    rule = CostRule(4, item=0.001, piece=0.001, narrow_key=0.02, masked_key=1.0, own_run=10**6, wide_items=3)
+    launch = plan.launch_for(8, rule=rule)
+    replay_while_branches_grow(pool, ids, plan, launch, lambda: launch.apart and launch.tables["wide_count"][0] > 0)
 
 
 def forks_of_a_prompt(
@@ -271,34 +278,9 @@ def test_a_captured_graph_of_the_specialized_kernel_serves_while_branches_grow()
 
     pool, ids = forks_of_a_prompt(3, prompt=2000)
     pool.kv_cache.normal_()
-    q = torch.randn(80, 8, 128, device="cuda", dtype=torch.float16)
-    out = torch.full_like(q, torch.nan)
     plan = plan_triton(pool, plan_tree(pool, ids))
     launch = plan.launch_for(8)
-    attend(pool, plan, q, out)
-    graph = None
-    captures = 0
-    for step in range(40):
-        pool.append_many(ids, [1] * len(ids))
-        if step == 20:
-            pool.free_branch(ids.pop())
-            ids.append(pool.fork(ids[0]).branch_id)
-        if not plan.update(plan_tree(pool, ids)) or graph is None:
-            captures += 1
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                attend(pool, plan, q, out)
-        assert launch.specialized
-        out.fill_(torch.nan)
-        graph.replay()
-        first = out.clone()
-        graph.replay()
-        assert torch.equal(first[:70], out[:70])
-        if step % 8 == 5:
-            assert error(pool, ids, [1] * 70, q[:70], first[:70]) < 1e-3
-            assert first[70:].isnan().all()
-    assert not launch.arrivals.any()
-    assert captures <= 3
+    replay_while_branches_grow(pool, ids, plan, launch, lambda: launch.specialized)
 
 
 @pytest.mark.usefixtures("_specialized")

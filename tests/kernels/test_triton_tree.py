@@ -204,6 +204,12 @@ def test_graphs_go_stale_where_launches_are_joined_or_parted(monkeypatch: pytest
     assert not plan.update(whole)
 
 
+def test_layers_with_and_without_a_window_share_a_schedule_where_one_kernel_does_both() -> None:
+    pool, ids, q = prompt_with_branches(4)
+    plan = triton_tree.plan_triton(pool, plan_tree(pool, ids))
+    assert plan.launch_for(q.shape[1], windowed=True) is plan.launch_for(q.shape[1])
+
+
 def test_a_plan_follows_growth_forks_and_prunes_in_the_same_buffers(random_forest: Callable[..., Any]) -> None:
     forest = random_forest(11, dtype=torch.float16, head_dim=64, kv_heads=1, group=2, steps=30, num_layers=1)
     pool, ids = forest.allocator, forest.branch_ids
