@@ -19,8 +19,9 @@ from .schedule import Same, Schedule, below, count_from, only_longer, pairs_of, 
 
 KEYS = 64
 ROWS = 128
-ITEM_FIELDS = 16
-OWN, PARTS = 3, 11
+ITEM_FIELDS = 96
+FIRST, OWN, FIRST_MASKED, TILE, PARTS = 0, 2, 3, 6, 8
+_BLOCKS, _MASKED_BLOCKS, _QUERIES = 16, 24, 32
 """See `specialized_kernel.FIELDS`."""
 WHOLE, PLAIN = 1 << 29, 1 << 30
 """In the mark of a round's first entry: all its entries are whole; and they have the same owners. The other fields of a
@@ -30,6 +31,8 @@ _NOWHERE = 1 << 30
 _MOST_PARTS = 16
 _WORTH_SPREADING = 3
 """Masked rounds more than shared ones, of a part."""
+_KERNELS_AT_ONCE = 8
+"""Each of which may hold up a program a head that waits for one not yet started."""
 _GROUP_ROWS = 16
 """Of no matter here: as `tree_kernel` has them beside tiles of as many rows, so that pairs are found once for both."""
 _EACH = np.zeros(0, np.int64)
@@ -41,21 +44,33 @@ class SpecializedRule:
     """Microseconds, fitted on an H200."""
 
     multiprocessors: int
-    round: float = 1.15
-    item: float = 7.0
+    round: float = 1.06
+    item: float = 7.5
     """What a part costs whatever it reads."""
-    merge: float = 1.0
-    """Another part of a tile that the last one merges."""
-    least_shared: float = 16.0
+    merge: float = 0.65
+    """Another part of a tile that is merged."""
+    spread_round: float = 1.3
+    spread_item: float = 11.0
+    """Where all warps take masked rounds: a larger kernel, whose instructions are not all at hand."""
+    others: float = 11.0
+    others_shared: float = 1.24
+    others_masked: float = 0.95
+    """What `tree_kernel` takes for such a tree: whatever it reads, and for a round on each multiprocessor."""
+    gain: float = 1.1
+    """Times as fast that this kernel must be expected to be."""
+    least_shared: float = 4.0
     """Rounds that a tile shares at least, on average."""
-    most_masked: float = 4.0
+    most_masked: float = 8.0
     """Rounds of masked keys to one of shared keys, at most."""
-    most_parts: int = 2
-    """Of a tile: where it takes more to fill the machine, `tree_kernel` is faster."""
 
     def item_capacity(self, items: int, heads: int) -> int:
         """Room for so many items and some more: up to a program a multiprocessor, idle ones cost nothing."""
         return max(self.multiprocessors // heads, items + items // 4 if items * heads > self.multiprocessors else items)
+
+    def time_of_others(self, shared: int, masked: int, heads: int) -> float:
+        """What `tree_kernel` takes for so many rounds of each of `heads` kv heads."""
+        work = self.others_shared * shared + self.others_masked * masked
+        return self.others + work * heads / self.multiprocessors
 
 
 def tile_queries(group_pad: int) -> int:
@@ -72,9 +87,9 @@ def entry_size(block_size: int) -> int:
 def schedule_specialized(
     tree: TreePlan, entry: int, group_pad: int, heads: int, rule: SpecializedRule, *, stays: bool = False
 ) -> Schedule | None:
-    """None where a branch has several queries, where one ends inside an entry that another has more of, or where too
-    little is shared, by itself or beside what is not: half of what it takes else if a tree `stays` with the kernel, as
-    its graphs are captured so."""
+    """None where a branch has several queries, where one ends inside an entry that another has more of, where too
+    little is shared, by itself or beside what is not, or where `tree_kernel` is expected to be as fast. A tree that
+    `stays` with the kernel, as its graphs are captured so, may do half as well."""
     branches = len(tree.order)
     if tree.num_queries != branches:
         return None
@@ -123,8 +138,8 @@ def schedule_specialized(
     if int(masked.sum()) > slack * rule.most_masked * sharing:
         return None
     np.subtract(masked * step, held, out=count[5 * pair :])
-    items, order_of_rounds, slots = _items(rounds.tobytes(), masked.tobytes(), branches, per_tile, step, heads, rule)
-    if items[:, PARTS].max() > slack * rule.most_parts:
+    fields, order_of_rounds, time = _items(rounds.tobytes(), masked.tobytes(), step, heads, rule)
+    if time * rule.gain > slack * rule.time_of_others(sharing, int(masked.sum()), heads):
         return None
     some = count.nonzero()[0]
     by_place = _places(tile.tobytes(), tiles)[some].argsort(kind="stable")
@@ -153,9 +168,17 @@ def schedule_specialized(
     mark = _held(owners[run], index, tree, shortest, below(np.maximum, lengths, pairs.spans), run_node, entry)
     if mark is None:
         return None
+    items = np.zeros((len(fields), ITEM_FIELDS), np.int32)
+    items[:, : fields.shape[1]] = fields
+    ahead = np.arange(2 * step)
+    for at, field in ((_BLOCKS, FIRST), (_MASKED_BLOCKS, FIRST_MASKED)):
+        items[:, at : at + 2 * step] = blocks.take(fields[:, field, None] + ahead, mode="clip")
+    queries = np.zeros(tiles * per_tile, np.int32)
+    np.add(tree.order, 1, out=queries[:branches], casting="unsafe")
+    items[:, _QUERIES : _QUERIES + per_tile] = queries.reshape(tiles, per_tile)[fields[:, TILE]]
     return Schedule(
         items, blocks.astype(np.int32, copy=False), mark, run_node, _EACH, tree.order.astype(np.int32, copy=False),
-        (lengths - 1).astype(np.int32), 2 * tiles, slots,
+        (lengths - 1).astype(np.int32), 2 * tiles, len(items),
     )  # fmt: skip
 
 
@@ -222,18 +245,15 @@ def _all(of_each: np.ndarray, step: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _items(
-    shared_rounds: bytes, masked_rounds: bytes, queries: int, per_tile: int, step: int, heads: int,
-    rule: SpecializedRule,
-) -> tuple[np.ndarray, np.ndarray, int]:  # fmt: skip
-    """int32 `[items, ITEM_FIELDS]`, the longest first; which rounds, of those tile after tile, they read one after the
-    other; the number of slots. None of it is written to. Rounds of each list, int64: shared `[tiles]`, masked
-    `[2, tiles]`."""
+    shared_rounds: bytes, masked_rounds: bytes, step: int, heads: int, rule: SpecializedRule
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The first fields of the items, int64 `[items, 12]`, the longest first; which rounds, of those tile after tile,
+    they read one after the other; the time that they take. None of it is written to. Rounds of each list, int64: shared
+    `[tiles]`, masked `[2, tiles]`."""
     shared = np.frombuffer(shared_rounds, np.int64)
     masked = np.frombuffer(masked_rounds, np.int64).reshape(2, -1)
     both = masked.sum(axis=0)
-    # Masked rounds beyond what one group of warps does while two do the shared ones are done by all three.
-    length = np.maximum(shared, np.minimum(both, (2 * shared + both) // 3 + 1))
-    parts = _parts(length, heads, rule)
+    parts, length, time = _parts(shared, both, heads, rule)
     spread = both - shared >= _WORTH_SPREADING * parts
     by_length = (-length / parts).argsort(kind="stable")
     tile = by_length.repeat(parts[by_length])
@@ -266,28 +286,38 @@ def _items(
         (rest_at + low - own, 1, upper_at + own, high - own),
     ):
         order[at.repeat(count) + every * count_from(0, count)] = count_from(first, count)
-    query0 = tile * per_tile
+    # Whoever comes last merges: those before it have been started. The lower half is merged by the one before it, which
+    # of two parts masks that half's keys, and is done with them late; it waits for the last: all programs must have
+    # room at once, even beside other such kernels.
+    last = k - 1
+    has_room = max(len(tile), _KERNELS_AT_ONCE) * heads <= rule.multiprocessors
+    lower_merges = np.maximum(last - has_room, 0)
     columns = (
-        1, begin * step, rounds, own, rest_at * step, low - own, high - own, query0,
-        np.minimum(queries - query0, per_tile), tile, part, k, (parts.cumsum() - parts)[tile],
+        begin * step, rounds, own, rest_at * step, low - own, high - own, tile, part, k,
+        (parts.cumsum() - parts)[tile], lower_merges, last,
     )  # fmt: skip
-    items = np.zeros((len(tile), ITEM_FIELDS), np.int32)
-    for field, column in enumerate(columns):
-        items[:, field] = column
-    return items, order, int(parts.sum())
+    return np.stack(columns, 1), order, time
 
 
-def _parts(length: np.ndarray, heads: int, rule: SpecializedRule) -> np.ndarray:
-    """Into how many parts each tile is cut: as finishes first."""
+def _parts(
+    shared: np.ndarray, masked: np.ndarray, heads: int, rule: SpecializedRule
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Into how many parts each tile is cut, as finishes first; its rounds one after the other; the time that all take.
+    Rounds of each tile."""
+    # Masked rounds beyond what one group of warps does while two do the shared ones are done by all three.
+    length = np.maximum(shared, np.minimum(masked, (2 * shared + masked) // 3 + 1))
     best, least = np.ones_like(length), math.inf
     longest = int(length.max())
     for pieces in range(1, min(longest, _MOST_PARTS) + 1):
         chunk = -(-longest // pieces)
         parts = np.maximum(-(-length // chunk), 1)
+        item, per_round = rule.item, rule.round
+        if (masked - shared >= _WORTH_SPREADING * parts).any():
+            item, per_round = rule.spread_item, rule.spread_round
         programs = int(parts.sum()) * heads
         waves = -(-programs // rule.multiprocessors)
-        work = float((rule.item * parts + rule.round * length).sum()) * heads / programs
-        time = max(waves * work, rule.item + rule.round * chunk) + rule.merge * (pieces - 1)
+        work = float((item * parts + per_round * length).sum()) * heads / programs
+        time = max(waves * work, item + per_round * chunk) + rule.merge * (pieces - 1)
         if time < least:
             best, least = parts, time
-    return best
+    return best, length, least

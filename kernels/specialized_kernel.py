@@ -7,8 +7,8 @@ third group takes the others, which it masks, for one half of the rows after the
 them. All products are wgmma: an idle row costs less than a kernel of other tiles beside this one, which would take
 registers from it.
 
-Of the parts of a tile the last one merges, when the others' partial results are there; these have lower numbers, so
-they have been started before it. Parts are merged in the order of their numbers: results do not depend on who was last.
+Of the parts of a tile one merges each half, when the others' partial results are there. Which one stands in the item:
+results do not depend on who was last.
 """
 
 from __future__ import annotations
@@ -25,21 +25,24 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 LOG2E = gl.constexpr(1.4426950408889634)
-FIELDS = gl.constexpr(16)
-"""Of an item: 0 nothing to do, or 1; the first entry of the first ring, its shared rounds, and how many masked rounds
-of each half follow them; the first entry of the other ring, its rounds of the lower half, of the upper; the first query
-of the tile and its number of queries; the tile; part, parts; slot of part 0."""
-FIRST = gl.constexpr(1)
-SHARED = gl.constexpr(2)
-OWN = gl.constexpr(3)
-FIRST_MASKED = gl.constexpr(4)
-MASKED = gl.constexpr(5)
-QUERY0 = gl.constexpr(7)
-QUERIES = gl.constexpr(8)
-TILE = gl.constexpr(9)
-PART = gl.constexpr(10)
-PARTS = gl.constexpr(11)
-SLOT0 = gl.constexpr(12)
+FIELDS = gl.constexpr(96)
+"""Of an item, all 0 where there is nothing to do: the first entry of the first ring, its shared rounds, and how many
+masked rounds of each half follow them; the first entry of the other ring, its rounds of the lower half, of the upper;
+the tile; part, parts; slot of part 0; the part that merges the lower half, the upper. Then, so that whoever needs them
+need not look for them: the blocks of the first two rounds of either ring, and the tile's queries, plus 1."""
+FIRST = gl.constexpr(0)
+SHARED = gl.constexpr(1)
+OWN = gl.constexpr(2)
+FIRST_MASKED = gl.constexpr(3)
+MASKED = gl.constexpr(4)
+TILE = gl.constexpr(6)
+PART = gl.constexpr(7)
+PARTS = gl.constexpr(8)
+SLOT0 = gl.constexpr(9)
+MERGES = gl.constexpr(10)
+BLOCKS = gl.constexpr(16)
+MASKED_BLOCKS = gl.constexpr(24)
+QUERIES = gl.constexpr(32)
 HALF_ROWS = gl.constexpr(64)
 WHOLE = gl.constexpr(1 << 29)
 PLAIN = gl.constexpr(1 << 30)
@@ -85,11 +88,13 @@ def _fetch(
     if IS_SHARED:
         first = gl.load(record + FIRST)
         rounds = gl.load(record + SHARED) + 2 * gl.load(record + OWN)
+        blocks = _several(record, BLOCKS, N)
+        later = _several(record, BLOCKS + N, N)
     else:
         first = gl.load(record + FIRST_MASKED)
         rounds = gl.load(record + MASKED) + gl.load(record + MASKED + 1)
-    blocks = _several(entry_block, first, N)
-    later = _several(entry_block, first + N, N)
+        blocks = _several(record, MASKED_BLOCKS, N)
+        later = _several(record, MASKED_BLOCKS + N, N)
     if EARLY:
         gdc_wait()
     # Queries are needed first, and would wait behind all that the rings have room for.
@@ -341,10 +346,25 @@ def _masked(
 
 
 @gluon.jit
+def _rows(record, head, HALF: gl.constexpr, GROUP: gl.constexpr, GROUP_PAD: gl.constexpr, ROW: gl.constexpr):
+    """Of the rows of a half their query token, -1 for none, and their query head."""
+    rows = gl.arange(0, HALF_ROWS, layout=ROW)
+    token = gl.load(record + QUERIES + HALF * (HALF_ROWS // GROUP_PAD) + rows // GROUP_PAD) - 1
+    return gl.where(rows % GROUP_PAD < GROUP, token, -1), head * GROUP + rows % GROUP_PAD
+
+
+@gluon.jit
+def _in_a_row(x):
+    """Of every 32 columns the pair 4 j + l as the pair j + 4 l. What a thread holds of a product's result, every fourth
+    pair, then lies in a row, and is stored and loaded at once. Its own inverse."""
+    return x.reshape([HALF_ROWS, x.shape[1] // 32, 4, 4, 2]).permute((0, 1, 3, 2, 4)).reshape([HALF_ROWS, x.shape[1]])
+
+
+@gluon.jit
 def _shared(
-    q, out, partial, partial_lse, arrivals, sinks, items, entry_mark, query_token, k_ring, v_ring, q_tiles,
-    results, lses, tokens, k_full, k_free, v_full, v_free, q_asked, q_full, result_full,
-    q_stride_t, q_stride_h, out_stride_t, out_stride_h, scale, softcap,
+    q, out, partial, partial_lse, arrivals, sinks, items, entry_mark, k_ring, v_ring, q_tiles, results, lses, k_full,
+    k_free, v_full, v_free, q_asked, q_full, result_full, q_stride_t, q_stride_h, out_stride_t, out_stride_h, scale,
+    softcap,
     HALF: gl.constexpr, HEADS: gl.constexpr, GROUP: gl.constexpr, GROUP_PAD: gl.constexpr, D: gl.constexpr,
     KEYS: gl.constexpr, ENTRY: gl.constexpr, STAGES: gl.constexpr, HAS_OWN: gl.constexpr, HAS_SOFTCAP: gl.constexpr,
     HAS_SINKS: gl.constexpr, EARLY: gl.constexpr,
@@ -353,6 +373,12 @@ def _shared(
     BLOCKED: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [gl.num_warps(), 1], [1, 0])
     ROW: gl.constexpr = gl.SliceLayout(1, BLOCKED)
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, D, 16])
+    # OUT after `_in_a_row`.
+    IN_A_ROW: gl.constexpr = gl.DistributedLinearLayout(
+        reg_bases=[[0, 1], [0, 2], [0, 4], [8, 0], [0, 32], [0, 64]],
+        lane_bases=[[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]], warp_bases=[[16, 0], [32, 0]], block_bases=[],
+        shape=[HALF_ROWS, D],
+    )  # fmt: skip
     dtype: gl.constexpr = q.dtype.element_ty
     head = gl.program_id(0) % HEADS
     record = items + gl.program_id(0) // HEADS * FIELDS
@@ -361,21 +387,17 @@ def _shared(
     first = gl.load(record + FIRST)
     masked = gl.load(record + MASKED + HALF)
     parts = gl.load(record + PARTS)
-    number = gl.load(record + PART)
+    part = gl.load(record + PART)
     slot0 = gl.load(record + SLOT0)
+    merges = gl.load(record + MERGES + HALF)
     counter = arrivals + (gl.load(record + TILE) * 2 + HALF) * HEADS + head
-    rows = gl.arange(0, HALF_ROWS, layout=ROW)
     dims = gl.arange(0, D, layout=gl.SliceLayout(0, BLOCKED))
-    local = rows // GROUP_PAD + HALF * (HALF_ROWS // GROUP_PAD)
-    live = (local < gl.load(record + QUERIES)) & (rows % GROUP_PAD < GROUP)
-    token = gl.load(query_token + gl.load(record + QUERY0) + local, mask=live, other=-1)
-    q_head = head * GROUP + rows % GROUP_PAD
+    token, q_head = _rows(record, head, HALF, GROUP, GROUP_PAD, ROW)
     q_row = q + gl.maximum(token, 0).to(gl.int64) * q_stride_t + q_head * q_stride_h
     if EARLY:
         gdc_wait()
-    queries = gl.load(q_row[:, None] + dims[None, :], mask=live[:, None], other=0.0)
+    queries = gl.load(q_row[:, None] + dims[None, :], mask=(token >= 0)[:, None], other=0.0)
     mbarrier.arrive(q_asked.index(HALF), count=1)
-    tokens.index(HALF).store(token)
     q_tiles.index(HALF).store(queries)
     fence_async_shared()
     gl.thread_barrier()
@@ -388,17 +410,17 @@ def _shared(
     if masked > 0:
         mbarrier.wait(result_full.index(HALF), 0)
         acc, lse = _merge(acc, lse, results.index(HALF).load(OUT), lses.index(HALF).load(gl.SliceLayout(1, OUT)))
-    # Rows stay where the products left them: to move them to where memory wants them takes longer than what it saves.
     rows = gl.arange(0, HALF_ROWS, layout=gl.SliceLayout(1, OUT))
-    dims = gl.arange(0, D, layout=gl.SliceLayout(0, OUT))
     cell = (slot0.to(gl.int64) * HEADS + head) * (2 * HALF_ROWS) + HALF * HALF_ROWS
     hop: gl.constexpr = HEADS * 2 * HALF_ROWS
     partial_lse += cell
     partial += cell * D
-    place = rows[:, None] * D + dims[None, :]
-    if number < parts - 1:
-        gl.store(partial_lse + number * hop + rows, lse)
-        gl.store(partial + number * (hop * D) + place, acc.to(dtype))
+    place = gl.arange(0, HALF_ROWS, layout=gl.SliceLayout(1, IN_A_ROW))[:, None] * D
+    place += gl.arange(0, D, layout=gl.SliceLayout(0, IN_A_ROW))[None, :]
+    if part != merges:
+        gl.store(partial_lse + part * hop + rows, lse)
+        mine = gl.convert_layout(_in_a_row(acc.to(dtype)), IN_A_ROW, assert_trivial=True)
+        gl.store(partial + part * (hop * D) + place, mine)
         gl.thread_barrier()  # all threads' results are stored before they are counted
         gl.atomic_add(counter, 1, sem="release", scope="gpu")
     else:
@@ -407,18 +429,21 @@ def _shared(
                 pass
             gl.thread_barrier()
             gl.store(counter, 0)
-            for _ in range(parts - 1):
-                o = gl.load(partial + place, cache_modifier=".cg")
-                acc, lse = _merge(acc, lse, o, gl.load(partial_lse + rows, cache_modifier=".cg"))
-                partial += hop * D
-                partial_lse += hop
-        o_token = tokens.index(HALF).load(gl.SliceLayout(1, OUT))
-        o_head = head * GROUP + rows % GROUP_PAD
+            for i in range(parts - 1):
+                other = i + (i >= part).to(gl.int32)
+                theirs = _in_a_row(gl.load(partial + other * (hop * D) + place, cache_modifier=".cg"))
+                theirs_lse = gl.load(partial_lse + other * hop + rows, cache_modifier=".cg")
+                acc, lse = _merge(acc, lse, gl.convert_layout(theirs, OUT, assert_trivial=True), theirs_lse)
         if HAS_SINKS:  # a sink joins the denominator
-            sink = gl.load(sinks + o_head, mask=o_token >= 0, other=0.0).to(gl.float32) * LOG2E
+            is_head = rows % GROUP_PAD < GROUP
+            sink = gl.load(sinks + head * GROUP + rows % GROUP_PAD, mask=is_head, other=0.0).to(gl.float32) * LOG2E
             acc *= (1.0 / (1.0 + gl.exp2(sink - lse)))[:, None]
-        out_row = out + gl.maximum(o_token, 0).to(gl.int64) * out_stride_t + o_head * out_stride_h
-        gl.store(out_row[:, None] + dims[None, :], acc.to(dtype), mask=(o_token >= 0)[:, None])
+        # Through the place of the queries, which nobody needs any more: rows leave whole.
+        q_tiles.index(HALF).store(acc.to(dtype))
+        gl.thread_barrier()
+        token, q_head = _rows(record, head, HALF, GROUP, GROUP_PAD, ROW)
+        out_row = out + gl.maximum(token, 0).to(gl.int64) * out_stride_t + q_head * out_stride_h
+        gl.store(out_row[:, None] + dims[None, :], q_tiles.index(HALF).load(BLOCKED), mask=(token >= 0)[:, None])
 
 
 @gluon.jit
@@ -434,7 +459,7 @@ def _merge(acc, lse, other, other_lse):
 
 @gluon.jit
 def specialized_attention_kernel(
-    q, k_cache, v_cache, out, partial, partial_lse, arrivals, sinks, items, entry_block, entry_mark, query_token,
+    q, k_cache, v_cache, out, partial, partial_lse, arrivals, sinks, items, entry_block, entry_mark,
     q_stride_t, q_stride_h, out_stride_t, out_stride_h, scale, softcap,
     HEADS: gl.constexpr, GROUP: gl.constexpr, GROUP_PAD: gl.constexpr, D: gl.constexpr, ENTRY: gl.constexpr,
     KEYS: gl.constexpr, SHARED_STAGES: gl.constexpr, MASKED_STAGES: gl.constexpr, HAS_OWN: gl.constexpr,
@@ -455,7 +480,6 @@ def specialized_attention_kernel(
     results = gl.allocate_shared_memory(dtype, [2, HALF_ROWS, D], LAYOUT)
     LINE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     lses = gl.allocate_shared_memory(gl.float32, [2, HALF_ROWS], LINE)
-    tokens = gl.allocate_shared_memory(gl.int32, [2, HALF_ROWS], LINE)
     shared_k_full = gl.allocate_shared_memory(gl.int64, [SHARED_STAGES, 1], BARRIER)
     shared_k_free = gl.allocate_shared_memory(gl.int64, [SHARED_STAGES, 1], BARRIER)
     shared_v_full = gl.allocate_shared_memory(gl.int64, [SHARED_STAGES, 1], BARRIER)
@@ -483,37 +507,34 @@ def specialized_attention_kernel(
         mbarrier.init(result_full.index(i), count=1)
     if EARLY:
         gdc_launch_dependents()
-    if gl.load(items + gl.program_id(0) // HEADS * FIELDS) > 0:
-        gl.warp_specialize(
-            [
-                (_shared, (
-                    q, out, partial, partial_lse, arrivals, sinks, items, entry_mark, query_token,
-                    shared_k, shared_v, q_tiles, results, lses, tokens, shared_k_full, shared_k_free, shared_v_full,
-                    shared_v_free, q_asked, q_full, result_full, q_stride_t, q_stride_h, out_stride_t, out_stride_h,
-                    scale, softcap, 0, HEADS, GROUP, GROUP_PAD, D, KEYS, ENTRY, SHARED_STAGES, HAS_OWN, HAS_SOFTCAP,
-                    HAS_SINKS, EARLY,
-                )),
-                (_shared, (
-                    q, out, partial, partial_lse, arrivals, sinks, items, entry_mark, query_token,
-                    shared_k, shared_v, q_tiles, results, lses, tokens, shared_k_full, shared_k_free, shared_v_full,
-                    shared_v_free, q_asked, q_full, result_full, q_stride_t, q_stride_h, out_stride_t, out_stride_h,
-                    scale, softcap, 1, HEADS, GROUP, GROUP_PAD, D, KEYS, ENTRY, SHARED_STAGES, HAS_OWN, HAS_SOFTCAP,
-                    HAS_SINKS, EARLY,
-                )),
-                (_masked, (
-                    items, entry_mark, masked_k, masked_v, q_tiles, results, lses, masked_k_full,
-                    masked_k_free, masked_v_full, masked_v_free, q_full, result_full, scale, softcap,
-                    HEADS, GROUP_PAD, D, KEYS, ENTRY, MASKED_STAGES, HAS_SOFTCAP,
-                )),
-                (_fetch, (
-                    k_cache, v_cache, items, entry_block, shared_k, shared_v, shared_k_full, shared_k_free,
-                    shared_v_full, shared_v_free, q_asked, True, HEADS, D, ENTRY, KEYS, SHARED_STAGES, EARLY,
-                )),
-                (_fetch, (
-                    k_cache, v_cache, items, entry_block, masked_k, masked_v, masked_k_full, masked_k_free,
-                    masked_v_full, masked_v_free, q_asked, False, HEADS, D, ENTRY, KEYS, MASKED_STAGES, EARLY,
-                )),
-            ],
-            # What is left of the registers, 160 a thread, is the first group's.
-            [4, 4, 1, 1], [160, 160, 32, 32],
-        )  # fmt: skip
+    gl.warp_specialize(
+        [
+            (_shared, (
+                q, out, partial, partial_lse, arrivals, sinks, items, entry_mark, shared_k, shared_v, q_tiles, results,
+                lses, shared_k_full, shared_k_free, shared_v_full, shared_v_free, q_asked, q_full, result_full,
+                q_stride_t, q_stride_h, out_stride_t, out_stride_h, scale, softcap, 0, HEADS, GROUP, GROUP_PAD, D,
+                KEYS, ENTRY, SHARED_STAGES, HAS_OWN, HAS_SOFTCAP, HAS_SINKS, EARLY,
+            )),
+            (_shared, (
+                q, out, partial, partial_lse, arrivals, sinks, items, entry_mark, shared_k, shared_v, q_tiles, results,
+                lses, shared_k_full, shared_k_free, shared_v_full, shared_v_free, q_asked, q_full, result_full,
+                q_stride_t, q_stride_h, out_stride_t, out_stride_h, scale, softcap, 1, HEADS, GROUP, GROUP_PAD, D,
+                KEYS, ENTRY, SHARED_STAGES, HAS_OWN, HAS_SOFTCAP, HAS_SINKS, EARLY,
+            )),
+            (_masked, (
+                items, entry_mark, masked_k, masked_v, q_tiles, results, lses, masked_k_full, masked_k_free,
+                masked_v_full, masked_v_free, q_full, result_full, scale, softcap, HEADS, GROUP_PAD, D, KEYS, ENTRY,
+                MASKED_STAGES, HAS_SOFTCAP,
+            )),
+            (_fetch, (
+                k_cache, v_cache, items, entry_block, shared_k, shared_v, shared_k_full, shared_k_free,
+                shared_v_full, shared_v_free, q_asked, True, HEADS, D, ENTRY, KEYS, SHARED_STAGES, EARLY,
+            )),
+            (_fetch, (
+                k_cache, v_cache, items, entry_block, masked_k, masked_v, masked_k_full, masked_k_free,
+                masked_v_full, masked_v_free, q_asked, False, HEADS, D, ENTRY, KEYS, MASKED_STAGES, EARLY,
+            )),
+        ],
+        # What is left of the registers, 160 a thread, is the first group's.
+        [4, 4, 1, 1], [160, 160, 32, 32],
+    )  # fmt: skip

@@ -173,7 +173,7 @@ def attend_triton(
         starts_early = programs <= early
         _specialized()[(programs,)](
             q, *_descriptors(arguments[1], arguments[2], launch.entry), *arguments[3:], tables["items"],
-            *reads[: TABLES.index("query_pos")], *settings, KEYS=KEYS, SHARED_STAGES=3, MASKED_STAGES=2,
+            *reads[: TABLES.index("query_token")], *settings, KEYS=KEYS, SHARED_STAGES=3, MASKED_STAGES=2,
             HAS_OWN=launch.spreads, EARLY=starts_early, num_warps=4, launch_pdl=starts_early,
             **{name: constants[name] for name in _SPECIALIZED_CONSTANTS},
         )  # fmt: skip

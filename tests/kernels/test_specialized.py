@@ -33,7 +33,7 @@ from frtool.kernels.specialized import (
 )
 from frtool.kernels.tuning import shipped_config
 
-ANY = SpecializedRule(132, least_shared=0.0, most_masked=1e9, most_parts=99)
+ANY = SpecializedRule(132, least_shared=0.0, most_masked=1e9, others=1e9)
 """Takes every tree of which some tile shares a round."""
 
 
@@ -56,12 +56,14 @@ def reads(tree: TreePlan, schedule: Schedule, entry: int, group_pad: int) -> np.
     count = np.zeros((tree.num_queries, (int(tree.tables.max()) + 1) * tree.block_size), np.int64)
     step = KEYS // entry
     for item in schedule.items.tolist():
-        live, first, shared, own, masked, lower, upper, query0, queries = item[:9]
-        assert live == 1
+        first, shared, own, masked, lower, upper = item[:6]
         assert shared + own + lower + upper > 0
-        for local in range(queries):
-            query, half = query0 + local, local >= tile_queries(group_pad) // 2
-            row = schedule.query_token[query]
+        for begin, ahead in ((first, item[16:24]), (masked, item[24:32])):
+            blocks = schedule.entry_block[begin : begin + 2 * step].tolist()
+            assert ahead[: len(blocks)] == blocks
+        rows = [token - 1 for token in item[32:] if token]
+        for local, row in enumerate(rows):
+            half = local >= tile_queries(group_pad) // 2
             for at in range(first, first + shared * step):
                 slot = int(schedule.entry_block[at]) * entry
                 count[row, slot : slot + entry] += 1
@@ -107,16 +109,21 @@ def test_every_visible_key_is_read_once(
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.integers(0, 10**6), st.sampled_from([ANY, replace(ANY, item=0.1, merge=0.1)]))
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([ANY, replace(ANY, item=0.1, merge=0.1), replace(ANY, item=0.1, merge=0.1, multiprocessors=8)]),
+)
 def test_parts_of_a_tile_follow_each_other_and_have_slots_of_their_own(seed: int, rule: SpecializedRule) -> None:
     schedule = schedule_specialized(plan_tree(*forks_of_a_prompt(seed, 16)), 16, 4, 8, rule)
     if schedule is None:
         return
     slots = []
     next_part: dict[int, int] = {}
-    for tile, part, parts, slot0 in schedule.items[:, 9:13].tolist():
-        assert part == next_part.get(tile, 0), "the last part waits for those before it, which must have been started"
+    have_room = 8 * max(len(schedule.items), 8) <= rule.multiprocessors
+    for tile, part, parts, slot0, *merges in schedule.items[:, 6:12].tolist():
+        assert part == next_part.get(tile, 0), "a last part waits for those before it, which must have been started"
         assert part < parts
+        assert merges == [max(parts - 1 - have_room, 0), parts - 1]
         next_part[tile] = part + 1
         slots.append(slot0 + part)
         assert 2 * tile + 1 < schedule.num_groups
@@ -153,8 +160,8 @@ def test_a_prompt_of_many_branches_fills_the_machine_once() -> None:
     schedule = schedule_specialized(plan_tree(pool, ids), 16, 4, 8, SpecializedRule(132))
     assert schedule is not None
     assert len(schedule.items) * 8 <= 132
-    assert set(schedule.items[:, 2]) == {16}
-    assert set(schedule.items[:, 5] + schedule.items[:, 6]) == {16}
+    assert set(schedule.items[:, 1]) == {16}
+    assert set(schedule.items[:, 4] + schedule.items[:, 5]) == {16}
 
 
 def test_masked_rounds_that_outnumber_shared_ones_are_spread_over_all_warps() -> None:
@@ -166,7 +173,7 @@ def test_masked_rounds_that_outnumber_shared_ones_are_spread_over_all_warps() ->
     schedule = schedule_specialized(tree, 16, 4, 8, ANY)
     assert schedule is not None
     assert np.array_equal(reads(tree, schedule, 16, 4), expected_reads(tree))
-    _, _, shared, own, _, lower, upper = schedule.items[:, :7].T
+    _, shared, own, _, lower, upper = schedule.items[:, :6].T
     assert (own > 0).all()
     assert (abs(shared + own - lower - upper) <= 3).all()
 
@@ -178,7 +185,7 @@ def test_trees_that_share_little_or_ask_with_several_tokens_are_left_to_the_othe
     assert schedule_specialized(plan_tree(pool, ids), 16, 4, 8, ANY) is not None
     assert schedule_specialized(plan_tree(pool, ids), 16, 4, 8, replace(ANY, least_shared=1e9)) is None
     assert schedule_specialized(plan_tree(pool, ids), 16, 4, 8, replace(ANY, most_masked=0.0)) is None
-    assert schedule_specialized(plan_tree(pool, ids), 16, 4, 8, replace(ANY, most_parts=0)) is None
+    assert schedule_specialized(plan_tree(pool, ids), 16, 4, 8, replace(ANY, gain=1e9)) is None
     several = [min(2, pool.length(i)) for i in ids]
     assert schedule_specialized(plan_tree(pool, ids, several), 16, 4, 8, ANY) is None
 
@@ -224,8 +231,8 @@ def test_a_tree_stays_until_it_has_lost_half_of_what_it_shares() -> None:
     tree = plan_tree(pool, ids)
     schedule = schedule_specialized(tree, 16, 4, 8, ANY)
     assert schedule is not None
-    shared = int((schedule.items[:, 2] * (schedule.items[:, 0] > 0)).sum())
-    rule = replace(ANY, least_shared=1.5 * shared / (schedule.items[:, 9].max() + 1))
+    shared = int(schedule.items[:, 1].sum())
+    rule = replace(ANY, least_shared=1.5 * shared / (schedule.items[:, 6].max() + 1))
     assert schedule_specialized(tree, 16, 4, 8, rule) is None
     assert schedule_specialized(tree, 16, 4, 8, rule, stays=True) is not None
 

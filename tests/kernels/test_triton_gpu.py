@@ -80,7 +80,7 @@ def _specialized(monkeypatch: pytest.MonkeyPatch) -> None:
 
     if torch.cuda.get_device_capability() != (9, 0) or kernel() is None:
         pytest.skip("needs Hopper and Triton 3.6")
-    rule = partial(SpecializedRule, least_shared=0.0, most_masked=1e9, most_parts=99)
+    rule = partial(SpecializedRule, least_shared=0.0, most_masked=1e9, others=1e9)
     monkeypatch.setattr("frtool.kernels.triton_tree.SpecializedRule", rule)
 
 
