@@ -21,8 +21,10 @@ KEYS = 64
 ROWS = 128
 ITEM_FIELDS = 96
 FIRST, OWN, FIRST_MASKED, TILE, PARTS = 0, 2, 3, 6, 8
-_BLOCKS, _MASKED_BLOCKS, _QUERIES = 16, 24, 32
+_BLOCKS, _QUERIES = 16, 32
 """See `specialized_kernel.FIELDS`."""
+_AHEAD = 8
+"""Blocks of either ring that an item has room for."""
 WHOLE, PLAIN = 1 << 29, 1 << 30
 """In the mark of a round's first entry: all its entries are whole; and they have the same owners. The other fields of a
 mark are as in `schedule`."""
@@ -97,8 +99,8 @@ def schedule_specialized(
     tiles = -(-branches // per_tile)
     slack = 2 if stays else 1
     least = max(rule.least_shared * tiles / slack, 1)
-    if branches >= per_tile and shared_load(tree, 1, per_tile, 1) < least * KEYS / 2:  # by far too little, soon told
-        return None
+    if not stays and branches >= per_tile and shared_load(tree, 1, per_tile, 1) < least * KEYS / 2:
+        return None  # by far too little, soon told
     pairs = pairs_of(Same(tree.node_lo), Same(tree.node_hi), None, branches, per_tile, _GROUP_ROWS // group_pad)
     lengths = tree.lengths[tree.order].astype(np.int64)
     shortest = below(np.minimum, lengths, pairs.spans)
@@ -138,21 +140,25 @@ def schedule_specialized(
     if int(masked.sum()) > slack * rule.most_masked * sharing:
         return None
     np.subtract(masked * step, held, out=count[5 * pair :])
-    fields, order_of_rounds, time = _items(rounds.tobytes(), masked.tobytes(), step, heads, rule)
+    items, order_of_rounds, ahead, time = _items(rounds.tobytes(), masked.tobytes(), step, heads, rule)
     if time * rule.gain > slack * rule.time_of_others(sharing, int(masked.sum()), heads):
         return None
     some = count.nonzero()[0]
     by_place = _places(tile.tobytes(), tiles)[some].argsort(kind="stable")
     some = some[by_place]
-    kind, of = np.divmod(some, pair)
-    fillers = (kind > 4).nonzero()[0]
-    of[fillers] = 0
+    of_run = count[some]
+    begin = node_start[node]
+    own = begin + shared
+    begins = np.concatenate([begin, own, own, own + aligned, own + aligned])
+    fillers = (some >= 5 * pair).nonzero()[0]
+    some[fillers] = 0
+    first = begins[some]
+    of = some % pair
     of_node = node[of]
-    first = node_start[of_node] + (kind > 0) * shared[of] + (kind > 2) * aligned[of]
-    owners = lo[of] - tile[of] * per_tile | hi[of] - lo[of] << 8
+    owners = (lo - tile * per_tile | hi - lo << 8)[of]
     owners[fillers] = 0
 
-    number, run, filler = _layout(count[some].tobytes(), fillers.tobytes(), Same(order_of_rounds), step)
+    number, run, filler = _layout(of_run.tobytes(), fillers.tobytes(), Same(order_of_rounds), step)
     index = first[run]
     index += number
     run_node = of_node[run]
@@ -168,14 +174,12 @@ def schedule_specialized(
     mark = _held(owners[run], index, tree, shortest, below(np.maximum, lengths, pairs.spans), run_node, entry)
     if mark is None:
         return None
-    items = np.zeros((len(fields), ITEM_FIELDS), np.int32)
-    items[:, : fields.shape[1]] = fields
-    ahead = np.arange(2 * step)
-    for at, field in ((_BLOCKS, FIRST), (_MASKED_BLOCKS, FIRST_MASKED)):
-        items[:, at : at + 2 * step] = blocks.take(fields[:, field, None] + ahead, mode="clip")
+    items = items.copy()
+    eights = items.reshape(len(items), -1, _AHEAD)
+    eights[:, _BLOCKS // _AHEAD : _QUERIES // _AHEAD, : 2 * step] = blocks.take(ahead, mode="clip")
     queries = np.zeros(tiles * per_tile, np.int32)
     np.add(tree.order, 1, out=queries[:branches], casting="unsafe")
-    items[:, _QUERIES : _QUERIES + per_tile] = queries.reshape(tiles, per_tile)[fields[:, TILE]]
+    items[:, _QUERIES : _QUERIES + per_tile] = queries.reshape(tiles, per_tile)[items[:, TILE]]
     return Schedule(
         items, blocks.astype(np.int32, copy=False), mark, run_node, _EACH, tree.order.astype(np.int32, copy=False),
         (lengths - 1).astype(np.int32), 2 * tiles, len(items),
@@ -199,7 +203,9 @@ def _layout(counts: bytes, fillers: bytes, order: Same, step: int) -> tuple[np.n
     stops = count.cumsum()
     number = np.arange(stops[-1]).reshape(-1, step)[order.array].ravel()
     run = np.arange(len(count)).repeat(count)[number]
-    filler = np.isin(run, np.frombuffer(fillers, np.int64)).nonzero()[0]
+    fills = np.zeros(len(count), bool)
+    fills[np.frombuffer(fillers, np.int64)] = True
+    filler = fills[run].nonzero()[0]
     return number - (stops - count)[run], run, filler
 
 
@@ -229,27 +235,20 @@ def _held(
     tokens -= position
     np.minimum(np.maximum(tokens, 0, out=tokens), entry, out=tokens)
     step = KEYS // entry
-    of_round = owners.reshape(-1, step)
-    whole = _all(tokens == entry, step)
-    plain = whole & _all((of_round == of_round[:, :1]).ravel(), step)
+    whole = (tokens == entry).view(f"u{step}") == int.from_bytes(b"\1" * step, "little")
+    plain = whole & (node[::step] == node[step - 1 :: step])  # in a list each node's entries follow one another
     mark: np.ndarray = owners | tokens << 16 | position << 32
     mark[::step] |= whole * WHOLE | plain * PLAIN
     return mark
 
 
-def _all(of_each: np.ndarray, step: int) -> np.ndarray:
-    """Whether it is so of each of `step` neighbours: bool."""
-    together: np.ndarray = of_each.view(f"u{step}")
-    return together == int.from_bytes(b"\1" * step, "little")
-
-
 @lru_cache(maxsize=4)
 def _items(
     shared_rounds: bytes, masked_rounds: bytes, step: int, heads: int, rule: SpecializedRule
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """The first fields of the items, int64 `[items, 12]`, the longest first; which rounds, of those tile after tile,
-    they read one after the other; the time that they take. None of it is written to. Rounds of each list, int64: shared
-    `[tiles]`, masked `[2, tiles]`."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """int32 `[items, ITEM_FIELDS]`, the longest first, without blocks and queries; which rounds, of those tile after
+    tile, they read one after the other; int64 `[items, 2, blocks]`, the entries that an item tells the blocks of; the
+    time that all take. None of it is written to. Rounds of each list, int64: shared `[tiles]`, masked `[2, tiles]`."""
     shared = np.frombuffer(shared_rounds, np.int64)
     masked = np.frombuffer(masked_rounds, np.int64).reshape(2, -1)
     both = masked.sum(axis=0)
@@ -296,7 +295,10 @@ def _items(
         begin * step, rounds, own, rest_at * step, low - own, high - own, tile, part, k,
         (parts.cumsum() - parts)[tile], lower_merges, last,
     )  # fmt: skip
-    return np.stack(columns, 1), order, time
+    items = np.zeros((len(tile), ITEM_FIELDS), np.int32)
+    for field, column in enumerate(columns):
+        items[:, field] = column
+    return items, order, items[:, [FIRST, FIRST_MASKED], None] + np.arange(2 * step), time
 
 
 def _parts(
