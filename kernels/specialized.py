@@ -8,19 +8,21 @@ queries see any of them. Both lists are cut into rounds of 64 keys, and a tile i
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
 from .cost import shared_load
 from .plan import TreePlan
-from .schedule import Same, Schedule, below, count_from, only_longer, pairs_of, spans_of
+from .schedule import Same, Schedule, below, only_longer, pairs_of, spans_of
 
 KEYS = 64
 ROWS = 128
 ITEM_FIELDS = 96
-FIRST, OWN, FIRST_MASKED, TILE, PARTS = 0, 2, 3, 6, 8
+FIRST, OWN, FIRST_MASKED, TILE, _SLOT0 = 0, 2, 3, 6, 9
 _BLOCKS, _QUERIES = 16, 32
 """See `specialized_kernel.FIELDS`."""
 _AHEAD = 8
@@ -33,6 +35,7 @@ _NOWHERE = 1 << 30
 _MOST_PARTS = 16
 _WORTH_SPREADING = 3
 """Masked rounds more than shared ones, of a part."""
+_KEPT_TILES = 64
 _KERNELS_AT_ONCE = 8
 """Each of which may hold up a program a head that waits for one not yet started."""
 _GROUP_ROWS = 16
@@ -249,77 +252,93 @@ def _items(
     """int32 `[items, ITEM_FIELDS]`, the longest first, without blocks and queries; which rounds, of those tile after
     tile, they read one after the other; int64 `[items, 2, blocks]`, the entries that an item tells the blocks of; the
     time that all take. None of it is written to. Rounds of each list, int64: shared `[tiles]`, masked `[2, tiles]`."""
-    shared = np.frombuffer(shared_rounds, np.int64)
-    masked = np.frombuffer(masked_rounds, np.int64).reshape(2, -1)
-    both = masked.sum(axis=0)
-    parts, length, time = _parts(shared, both, heads, rule)
-    spread = both - shared >= _WORTH_SPREADING * parts
-    by_length = (-length / parts).argsort(kind="stable")
-    tile = by_length.repeat(parts[by_length])
-    part = count_from(0, parts[by_length])
-    k = parts[tile]
-    # Of each list the rounds from one edge to the other. Masked ones are cut half by half only to be spread.
-    edges = np.array([part, part + 1])
-    shared_at = shared[tile] * edges // k
-    masked_at = both[tile] * edges // k
-    lower, upper = masked[:, tile]
-    lower_at = np.where(spread[tile], lower * edges // k, np.minimum(masked_at, lower))
-    upper_at = np.where(spread[tile], upper * edges // k, np.maximum(masked_at - lower, 0))
-    rounds, low, high = (at[1] - at[0] for at in (shared_at, lower_at, upper_at))
-    own = np.minimum(np.minimum(low, high), np.maximum(low + high - rounds + 1, 0) // 3) * spread[tile]
-
-    total = rounds + low + high
-    begin = total.cumsum() - total
-    of_tile = shared + both
-    base = (of_tile.cumsum() - of_tile)[tile]
-    lower_at, upper_at = lower_at[0] + base + shared[tile], upper_at[0] + base + shared[tile] + lower
-    own_at = begin + rounds
-    rest_at = own_at + 2 * own
-    order = np.empty(int(total.sum()), np.int64)
-    # Where the rounds of a list are read, every how many, which they are and how many.
-    for at, every, first, count in (
-        (begin, 1, shared_at[0] + base, rounds),
-        (own_at, 2, lower_at, own),
-        (own_at + 1, 2, upper_at, own),
-        (rest_at, 1, lower_at + own, low - own),
-        (rest_at + low - own, 1, upper_at + own, high - own),
-    ):
-        order[at.repeat(count) + every * count_from(0, count)] = count_from(first, count)
+    shared = np.frombuffer(shared_rounds, np.int64).tolist()
+    lower, upper = np.frombuffer(masked_rounds, np.int64).reshape(2, -1).tolist()
+    tiles = list(zip(shared, lower, upper, strict=True))
+    kinds = Counter(tiles)
+    chunk, time = _chunk(tuple(sorted(kinds.items())), heads, rule)
+    lengths = {tile: _length(*tile) for tile in kinds}
+    parts = {tile: max(-(-length // chunk), 1) for tile, length in lengths.items()}
     # Whoever comes last merges: those before it have been started. The lower half is merged by the one before it, which
     # of two parts masks that half's keys, and is done with them late; it waits for the last: all programs must have
     # room at once, even beside other such kernels.
-    last = k - 1
-    has_room = max(len(tile), _KERNELS_AT_ONCE) * heads <= rule.multiprocessors
-    lower_merges = np.maximum(last - has_room, 0)
-    columns = (
-        begin * step, rounds, own, rest_at * step, low - own, high - own, tile, part, k,
-        (parts.cumsum() - parts)[tile], lower_merges, last,
-    )  # fmt: skip
-    items = np.zeros((len(tile), ITEM_FIELDS), np.int32)
-    for field, column in enumerate(columns):
-        items[:, field] = column
-    return items, order, items[:, [FIRST, FIRST_MASKED], None] + np.arange(2 * step), time
+    programs = heads * sum(parts[tile] * count for tile, count in kinds.items())
+    has_room = programs <= rule.multiprocessors and heads * _KERNELS_AT_ONCE <= rule.multiprocessors
+    items = [_items_of(*tile, parts[tile], has_room) for tile in tiles]
+    by_length = sorted(range(len(tiles)), key=lambda i: -lengths[tiles[i]] / parts[tiles[i]])
+    fields, order = (np.concatenate(arrays) for arrays in zip(*(items[i] for i in by_length), strict=True))
+    number = np.array(by_length)
+    count, size = np.array([(parts[tile], sum(tile)) for tile in tiles]).T
+    tile = number.repeat(count[number])
+    of_size = size[number]
+    order += ((size.cumsum() - size)[number]).repeat(of_size)
+    table = np.zeros((len(tile), ITEM_FIELDS), np.int32)
+    table[:, : fields.shape[1]] = fields
+    begins = table[:, [FIRST, FIRST_MASKED]] + (of_size.cumsum() - of_size).repeat(count[number])[:, None]
+    begins *= step
+    table[:, FIRST], table[:, FIRST_MASKED] = begins.T
+    table[:, TILE] = tile
+    table[:, _SLOT0] = (count.cumsum() - count)[tile]
+    return table, order, begins[:, :, None] + np.arange(2 * step), time
 
 
-def _parts(
-    shared: np.ndarray, masked: np.ndarray, heads: int, rule: SpecializedRule
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Into how many parts each tile is cut, as finishes first; its rounds one after the other; the time that all take.
-    Rounds of each tile."""
-    # Masked rounds beyond what one group of warps does while two do the shared ones are done by all three.
-    length = np.maximum(shared, np.minimum(masked, (2 * shared + masked) // 3 + 1))
-    best, least = np.ones_like(length), math.inf
-    longest = int(length.max())
+@lru_cache(maxsize=_KEPT_TILES)
+def _items_of(shared: int, lower: int, upper: int, parts: int, has_room: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The first fields of a tile's items, int64 `[parts, 12]`, without its number and slot; and which of its rounds,
+    of which it has so many, they read one after the other. Where they begin is counted in rounds from its first on."""
+    both = lower + upper
+    spread = _spreads(shared, both, parts)
+    # Of each list the rounds from one edge to the other. Masked ones are cut half by half only to be spread.
+    edges = [
+        (i * shared // parts, i * lower // parts, i * upper // parts)
+        if spread
+        else (i * shared // parts, min(i * both // parts, lower), max(i * both // parts - lower, 0))
+        for i in range(parts + 1)
+    ]
+    fields, order = [], []
+    for part, ((s0, l0, u0), (s1, l1, u1)) in enumerate(pairwise(edges)):
+        rounds, low, high = s1 - s0, l1 - l0, u1 - u0
+        own = min(low, high, max(low + high - rounds + 1, 0) // 3) if spread else 0
+        first = len(order)
+        order += range(s0, s1)
+        of_lower, of_upper = (range(at, at + n) for at, n in ((shared + l0, low), (shared + lower + u0, high)))
+        for two in zip(of_lower[:own], of_upper[:own], strict=True):
+            order += two
+        masked = len(order)
+        order += [*of_lower[own:], *of_upper[own:]]
+        last = parts - 1
+        merges = max(last - has_room, 0), last
+        fields.append((first, rounds, own, masked, low - own, high - own, 0, part, parts, 0, *merges))
+    return np.array(fields), np.array(order, np.int64)
+
+
+def _length(shared: int, lower: int, upper: int) -> int:
+    """Rounds of a tile one after the other. Masked ones beyond what one group of warps does while two do the shared
+    ones are done by all three."""
+    return max(shared, min(lower + upper, (2 * shared + lower + upper) // 3 + 1))
+
+
+def _spreads(shared: int, masked: int, parts: int) -> bool:
+    return masked - shared >= _WORTH_SPREADING * parts
+
+
+@lru_cache(maxsize=4)
+def _chunk(tiles: tuple[tuple[tuple[int, int, int], int], ...], heads: int, rule: SpecializedRule) -> tuple[int, float]:
+    """The most rounds of a part, as all parts finish first; the time that they take. tiles: how many have so many
+    rounds of shared keys, of masked ones of the lower half, of the upper."""
+    sizes = [(_length(*tile), tile[0], tile[1] + tile[2], count) for tile, count in tiles]
+    longest = max(length for length, *_ in sizes)
+    total = sum(length * count for length, _, _, count in sizes)
+    best, least = longest, math.inf
     for pieces in range(1, min(longest, _MOST_PARTS) + 1):
         chunk = -(-longest // pieces)
-        parts = np.maximum(-(-length // chunk), 1)
+        parts = [max(-(-length // chunk), 1) for length, *_ in sizes]
         item, per_round = rule.item, rule.round
-        if (masked - shared >= _WORTH_SPREADING * parts).any():
+        if any(_spreads(shared, masked, k) for (_, shared, masked, _), k in zip(sizes, parts, strict=True)):
             item, per_round = rule.spread_item, rule.spread_round
-        programs = int(parts.sum()) * heads
-        waves = -(-programs // rule.multiprocessors)
-        work = float((item * parts + per_round * length).sum()) * heads / programs
-        time = max(waves * work, item + per_round * chunk) + rule.merge * (pieces - 1)
+        programs = sum(k * size[3] for size, k in zip(sizes, parts, strict=True))
+        waves = -(-programs * heads // rule.multiprocessors)
+        time = max(waves * (item + per_round * total / programs), item + per_round * chunk) + rule.merge * (pieces - 1)
         if time < least:
-            best, least = parts, time
-    return best, length, least
+            best, least = chunk, time
+    return best, least
