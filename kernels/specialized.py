@@ -295,7 +295,8 @@ def _items_of(shared: int, lower: int, upper: int, parts: int, has_room: bool) -
         else (i * shared // parts, min(i * both // parts, lower), max(i * both // parts - lower, 0))
         for i in range(parts + 1)
     ]
-    fields, order = [], []
+    fields: list[tuple[int, ...]] = []
+    order: list[int] = []
     for part, ((s0, l0, u0), (s1, l1, u1)) in enumerate(pairwise(edges)):
         rounds, low, high = s1 - s0, l1 - l0, u1 - u0
         own = min(low, high, max(low + high - rounds + 1, 0) // 3) if spread else 0
