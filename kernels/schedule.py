@@ -61,9 +61,6 @@ class _Pairs:
     lo: np.ndarray
     hi: np.ndarray
     """The tile's queries below the node."""
-    group: np.ndarray
-    groups: np.ndarray
-    """The first group that these lie in, and how many do."""
     covers: np.ndarray
     """Whether they are all of the tile's queries."""
     spans: tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -146,7 +143,8 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
     total = tree.num_queries
     asked = None if total == len(order) else tree.q_lens[order].astype(np.int64)
     per_branch = None if asked is None else asked.tobytes()
-    pairs = pairs_of(Same(tree.node_lo), Same(tree.node_hi), per_branch, total, shape.tile_queries, shape.group_queries)
+    pairs = pairs_of(Same(tree.node_lo), Same(tree.node_hi), per_branch, total, shape.tile_queries)
+    _, groups = _groups_of(pairs, shape.group_queries)
     node_start = tree.node_start.astype(np.int64) * split
     entries = (tree.node_stop * split - node_start)[pairs.node]
     if asked is None:
@@ -161,12 +159,12 @@ def _schedule(tree: TreePlan, shape: TileShape, heads: int, rule: CostRule, *, a
         entries = np.minimum(seen, entries)
         query_token, query_pos = query_token.astype(np.int32), query_pos.astype(np.int32)
     num_groups = -(-total // shape.group_queries)
-    wide = choose_wide(pairs.tile, pairs.groups, pairs.covers, entries * size, num_groups, heads, shape, rule)
+    wide = choose_wide(pairs.tile, groups, pairs.covers, entries * size, num_groups, heads, shape, rule)
     chosen = wide.nonzero()[0]
     shared = entries[chosen]
     offset = int(shared.sum())
     if apart:
-        rest = int(pairs.groups @ entries) - int(pairs.groups[chosen] @ shared)
+        rest = int(groups @ entries) - int(groups[chosen] @ shared)
         if 4 * rest < offset:
             return None
 
@@ -268,9 +266,7 @@ def below(of_two: np.ufunc, of_branch: np.ndarray, spans: tuple[np.ndarray, np.n
 
 
 @lru_cache(maxsize=_KEPT)
-def pairs_of(
-    node_lo: Same, node_hi: Same, asked: bytes | None, total: int, tile_queries: int, group_queries: int
-) -> _Pairs:
+def pairs_of(node_lo: Same, node_hi: Same, asked: bytes | None, total: int, tile_queries: int) -> _Pairs:
     """All that a tree has. Its `node_lo` and `node_hi`; int64 `[B]`, depth first, the queries of each branch, None if
     that is one each; how many there are."""
     lo, hi = node_lo.array.astype(np.int64), node_hi.array.astype(np.int64)
@@ -284,16 +280,21 @@ def pairs_of(
     tile = count_from(first, tiles)
     begin = tile * tile_queries
     lo, hi = np.maximum(lo[node], begin), np.minimum(hi[node], begin + tile_queries)
-    group = lo // group_queries
-    groups = (hi + (group_queries - 1)) // group_queries - group
-    return _Pairs(node, tile, lo, hi, group, groups, hi - lo == np.minimum(total - begin, tile_queries), spans)
+    return _Pairs(node, tile, lo, hi, hi - lo == np.minimum(total - begin, tile_queries), spans)
+
+
+@lru_cache(maxsize=_KEPT)
+def _groups_of(pairs: _Pairs, group_queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each pair the first group that its queries lie in, and how many do."""
+    first = pairs.lo // group_queries
+    return first, (pairs.hi + (group_queries - 1)) // group_queries - first
 
 
 @lru_cache(maxsize=_KEPT)
 def _narrow_streams(pairs: _Pairs, wide: bytes, group_queries: int) -> _Streams:
     """One stream a group, of the pairs that are not `wide` (bool)."""
     pair = (~np.frombuffer(wide, bool)).nonzero()[0]
-    group, groups = pairs.group[pair], pairs.groups[pair]
+    group, groups = (of_each[pair] for of_each in _groups_of(pairs, group_queries))
     several = groups.max() > 1
     if several:
         pair, group = pair.repeat(groups), count_from(group, groups)

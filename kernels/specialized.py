@@ -38,8 +38,6 @@ _WORTH_SPREADING = 3
 _KEPT_TILES = 64
 _KERNELS_AT_ONCE = 8
 """Each of which may hold up a program a head that waits for one not yet started."""
-_GROUP_ROWS = 16
-"""Of no matter here: as `tree_kernel` has them beside tiles of as many rows, so that pairs are found once for both."""
 _EACH = np.zeros(0, np.int64)
 """`Schedule.run_entries` where each entry is a run of its own."""
 
@@ -104,7 +102,7 @@ def schedule_specialized(
     least = max(rule.least_shared * tiles / slack, 1)
     if not stays and branches >= per_tile and shared_load(tree, 1, per_tile, 1) < least * KEYS / 2:
         return None  # by far too little, soon told
-    pairs = pairs_of(Same(tree.node_lo), Same(tree.node_hi), None, branches, per_tile, _GROUP_ROWS // group_pad)
+    pairs = pairs_of(Same(tree.node_lo), Same(tree.node_hi), None, branches, per_tile)
     lengths = tree.lengths[tree.order].astype(np.int64)
     shortest = below(np.minimum, lengths, pairs.spans)
     split = tree.block_size // entry
