@@ -263,16 +263,15 @@ def _items(
     programs = heads * sum(parts[tile] * count for tile, count in kinds.items())
     has_room = programs <= rule.multiprocessors and heads * _KERNELS_AT_ONCE <= rule.multiprocessors
     items = [_items_of(*tile, parts[tile], has_room) for tile in tiles]
-    by_length = sorted(range(len(tiles)), key=lambda i: -lengths[tiles[i]] / parts[tiles[i]])
+    by_length = np.array(sorted(range(len(tiles)), key=lambda i: -lengths[tiles[i]] / parts[tiles[i]]))
     fields, order = (np.concatenate(arrays) for arrays in zip(*(items[i] for i in by_length), strict=True))
-    number = np.array(by_length)
     count, size = np.array([(parts[tile], sum(tile)) for tile in tiles]).T
-    tile = number.repeat(count[number])
-    of_size = size[number]
-    order += ((size.cumsum() - size)[number]).repeat(of_size)
+    tile = by_length.repeat(count[by_length])
+    of_size = size[by_length]
+    order += (size.cumsum() - size)[by_length].repeat(of_size)
     table = np.zeros((len(tile), ITEM_FIELDS), np.int32)
     table[:, : fields.shape[1]] = fields
-    begins = table[:, [FIRST, FIRST_MASKED]] + (of_size.cumsum() - of_size).repeat(count[number])[:, None]
+    begins = table[:, [FIRST, FIRST_MASKED]] + (of_size.cumsum() - of_size).repeat(count[by_length])[:, None]
     begins *= step
     table[:, FIRST], table[:, FIRST_MASKED] = begins.T
     table[:, TILE] = tile
