@@ -170,9 +170,18 @@ def _clear(v_tile, entry_mark, at, ENTRY: gl.constexpr):
 
 
 @gluon.jit
-def _weigh(s, sees, high, total, slope, MASKED: gl.constexpr):
+def _weigh(
+    s, high, total, mark, entry_mark, at, local, scale, softcap,
+    MASKED: gl.constexpr, KEYS: gl.constexpr, ENTRY: gl.constexpr, HAS_SOFTCAP: gl.constexpr,
+):  # fmt: skip
     """Online softmax in base 2: weights of a round's keys, what earlier ones decay by, and the new maximum and sum.
-    A row that sees none of the keys has weights of 0 for them."""
+    A row that sees none of the keys has weights of 0 for them. s: products of Q and K."""
+    slope = 1.0 if HAS_SOFTCAP else scale * LOG2E
+    if HAS_SOFTCAP:
+        s = _capped(s, scale, softcap)
+    sees = local >= 0
+    if MASKED:
+        s, sees = _masked_scores(s, mark, entry_mark, at, local, KEYS, ENTRY)
     top = gl.maximum(high, gl.max(s, 1) * slope)
     pivot = top
     if MASKED:
@@ -191,7 +200,6 @@ def _round(
 ):  # fmt: skip
     """Q and K of a round beside the weights and V of the one before. Returns the new acc, maximum, sum and weights."""
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, KEYS, 16])
-    slope = 1.0 if HAS_SOFTCAP else scale * LOG2E
     zero = gl.zeros([HALF_ROWS, KEYS], gl.float32, SCORES)
     mbarrier.wait(v_full.index(v_stage), v_phase)
     mbarrier.wait(k_full.index(stage), phase)
@@ -200,12 +208,9 @@ def _round(
     acc_next = warpgroup_mma(weights, v_ring.index(v_stage), acc, is_async=True)
     s = warpgroup_mma_wait(1, deps=[s_next])
     mbarrier.arrive(k_free.index(stage), count=1)
-    if HAS_SOFTCAP:
-        s = _capped(s, scale, softcap)
-    sees = local >= 0
-    if MASKED:
-        s, sees = _masked_scores(s, mark, entry_mark, at, local, KEYS, ENTRY)
-    p, decay, high, total = _weigh(s, sees, high, total, slope, MASKED)
+    p, decay, high, total = _weigh(
+        s, high, total, mark, entry_mark, at, local, scale, softcap, MASKED, KEYS, ENTRY, HAS_SOFTCAP
+    )
     acc = warpgroup_mma_wait(0, deps=[acc_next])
     mbarrier.arrive(v_free.index(v_stage), count=1)
     acc = acc * gl.convert_layout(decay, gl.SliceLayout(1, acc.type.layout))[:, None]
@@ -232,7 +237,6 @@ def _attend(
     N: gl.constexpr = KEYS // ENTRY
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, KEYS, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, D, 16])
-    slope = 1.0 if HAS_SOFTCAP else scale * LOG2E
     local = gl.arange(0, HALF_ROWS, layout=gl.SliceLayout(1, SCORES)) // GROUP_PAD + half * (HALF_ROWS // GROUP_PAD)
     acc = gl.zeros([HALF_ROWS, D], gl.float32, OUT)
     high = gl.full([HALF_ROWS], NOTHING, gl.float32, gl.SliceLayout(1, SCORES))
@@ -257,12 +261,9 @@ def _attend(
         s_next = warpgroup_mma(q_tile, k_ring.index(stage).permute((1, 0)), zero, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, deps=[s_next])
         mbarrier.arrive(k_free.index(stage), count=1)
-        if HAS_SOFTCAP:
-            s = _capped(s, scale, softcap)
-        sees = local >= 0
-        if MASKED:
-            s, sees = _masked_scores(s, mark, entry_mark, at, local, KEYS, ENTRY)
-        p, _, high, total = _weigh(s, sees, high, total, slope, MASKED)
+        p, _, high, total = _weigh(
+            s, high, total, mark, entry_mark, at, local, scale, softcap, MASKED, KEYS, ENTRY, HAS_SOFTCAP
+        )
         weights = gl.convert_layout(p.to(k_ring.dtype), gl.DotOperandLayout(0, OUT, 2))
         if IS_SHARED:
             for t in range(1, shared):
@@ -458,6 +459,11 @@ def _merge(acc, lse, other, other_lse):
 
 
 @gluon.jit
+def _barriers(N: gl.constexpr):
+    return gl.allocate_shared_memory(gl.int64, [N, 1], mbarrier.MBarrierLayout())
+
+
+@gluon.jit
 def specialized_attention_kernel(
     q, k_cache, v_cache, out, partial, partial_lse, arrivals, sinks, items, entry_block, entry_mark,
     q_stride_t, q_stride_h, out_stride_t, out_stride_h, scale, softcap,
@@ -471,7 +477,6 @@ def specialized_attention_kernel(
     one start beside it."""
     dtype: gl.constexpr = q.dtype.element_ty
     LAYOUT: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
-    BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
     shared_k = gl.allocate_shared_memory(dtype, [SHARED_STAGES, KEYS, D], LAYOUT)
     shared_v = gl.allocate_shared_memory(dtype, [SHARED_STAGES, KEYS, D], LAYOUT)
     masked_k = gl.allocate_shared_memory(dtype, [MASKED_STAGES, KEYS, D], LAYOUT)
@@ -480,17 +485,17 @@ def specialized_attention_kernel(
     results = gl.allocate_shared_memory(dtype, [2, HALF_ROWS, D], LAYOUT)
     LINE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     lses = gl.allocate_shared_memory(gl.float32, [2, HALF_ROWS], LINE)
-    shared_k_full = gl.allocate_shared_memory(gl.int64, [SHARED_STAGES, 1], BARRIER)
-    shared_k_free = gl.allocate_shared_memory(gl.int64, [SHARED_STAGES, 1], BARRIER)
-    shared_v_full = gl.allocate_shared_memory(gl.int64, [SHARED_STAGES, 1], BARRIER)
-    shared_v_free = gl.allocate_shared_memory(gl.int64, [SHARED_STAGES, 1], BARRIER)
-    masked_k_full = gl.allocate_shared_memory(gl.int64, [MASKED_STAGES, 1], BARRIER)
-    masked_k_free = gl.allocate_shared_memory(gl.int64, [MASKED_STAGES, 1], BARRIER)
-    masked_v_full = gl.allocate_shared_memory(gl.int64, [MASKED_STAGES, 1], BARRIER)
-    masked_v_free = gl.allocate_shared_memory(gl.int64, [MASKED_STAGES, 1], BARRIER)
-    q_asked = gl.allocate_shared_memory(gl.int64, [2, 1], BARRIER)
-    q_full = gl.allocate_shared_memory(gl.int64, [2, 1], BARRIER)
-    result_full = gl.allocate_shared_memory(gl.int64, [2, 1], BARRIER)
+    shared_k_full = _barriers(SHARED_STAGES)
+    shared_k_free = _barriers(SHARED_STAGES)
+    shared_v_full = _barriers(SHARED_STAGES)
+    shared_v_free = _barriers(SHARED_STAGES)
+    masked_k_full = _barriers(MASKED_STAGES)
+    masked_k_free = _barriers(MASKED_STAGES)
+    masked_v_full = _barriers(MASKED_STAGES)
+    masked_v_free = _barriers(MASKED_STAGES)
+    q_asked = _barriers(2)
+    q_full = _barriers(2)
+    result_full = _barriers(2)
     for i in gl.static_range(SHARED_STAGES):
         mbarrier.init(shared_k_full.index(i), count=1)
         mbarrier.init(shared_v_full.index(i), count=1)
