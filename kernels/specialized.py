@@ -40,6 +40,8 @@ _KERNELS_AT_ONCE = 8
 """Each of which may hold up a program a head that waits for one not yet started."""
 _EACH = np.zeros(0, np.int64)
 """`Schedule.run_entries` where each entry is a run of its own."""
+_IN_ITEMS = np.zeros(0, np.int32)
+"""`Schedule.query_token` and `query_pos`: items hold their queries, and marks say what is seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +140,12 @@ def schedule_specialized(
     both = np.concatenate([tile, tile + tiles])
     held = np.bincount(np.concatenate([both, both]), count[pair : 5 * pair], 2 * tiles).astype(np.int64)
     masked = -(-held // step)
-    if int(masked.sum()) > slack * rule.most_masked * sharing:
+    masking = int(masked.sum())
+    if masking > slack * rule.most_masked * sharing:
         return None
     np.subtract(masked * step, held, out=count[5 * pair :])
     items, order_of_rounds, ahead, time = _items(rounds.tobytes(), masked.tobytes(), step, heads, rule)
-    if time * rule.gain > slack * rule.time_of_others(sharing, int(masked.sum()), heads):
+    if time * rule.gain > slack * rule.time_of_others(sharing, masking, heads):
         return None
     some = count.nonzero()[0]
     by_place = _places(tile.tobytes(), tiles)[some].argsort(kind="stable")
@@ -150,7 +153,8 @@ def schedule_specialized(
     of_run = count[some]
     begin = node_start[node]
     own = begin + shared
-    begins = np.concatenate([begin, own, own, own + aligned, own + aligned])
+    later = own + aligned
+    begins = np.concatenate([begin, own, own, later, later])
     fillers = (some >= 5 * pair).nonzero()[0]
     some[fillers] = 0
     first = begins[some]
@@ -181,10 +185,8 @@ def schedule_specialized(
     queries = np.zeros(tiles * per_tile, np.int32)
     np.add(tree.order, 1, out=queries[:branches], casting="unsafe")
     items[:, _QUERIES : _QUERIES + per_tile] = queries.reshape(tiles, per_tile)[items[:, TILE]]
-    return Schedule(
-        items, blocks.astype(np.int32, copy=False), mark, run_node, _EACH, tree.order.astype(np.int32, copy=False),
-        (lengths - 1).astype(np.int32), 2 * tiles, len(items),
-    )  # fmt: skip
+    blocks = blocks.astype(np.int32, copy=False)
+    return Schedule(items, blocks, mark, run_node, _EACH, _IN_ITEMS, _IN_ITEMS, 2 * tiles, len(items))
 
 
 @lru_cache(maxsize=4)
@@ -219,7 +221,7 @@ def grown_specialized(schedule: Schedule, before: TreePlan, tree: TreePlan, entr
     shortest, longest = (below(of_two, lengths, spans) for of_two in (np.minimum, np.maximum))
     owners, position = schedule.entry_mark & 0xFFFF, schedule.entry_mark >> 32
     mark = _held(owners, position, tree, shortest, longest, schedule.run_node, entry)
-    return None if mark is None else replace(schedule, entry_mark=mark, query_pos=tree.lengths[tree.order] - 1)
+    return None if mark is None else replace(schedule, entry_mark=mark)
 
 
 def _held(
